@@ -1,0 +1,37 @@
+# make demo   set up, then teacher, baseline and distilled student on the built-in data set, with a table and pictures
+# make test   set up, then the tests            make test-slow   the longer ones
+# make check  ruff, mypy, import directions     make clean       forget the virtual environment of these requirements
+
+PYTHON ?= python3
+HASH := $(shell cat requirements.txt requirements-dev.txt | sha256sum | cut -c1-12)
+VENV ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/yolo-distill/venv-$(HASH)
+PY := $(VENV)/bin/python
+READY := $(VENV)/.ready
+
+.PHONY: demo test test-slow check env clean
+
+env: $(READY)
+
+$(READY):
+	@echo "Setting up $(VENV) (torch is about 5 GB on the first time; a few minutes)"
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	@touch $@
+
+demo: $(READY)
+	$(PY) compare.py --recipe demo
+
+test: $(READY)
+	$(PY) -m pytest -n 2 -m "not slow"
+
+test-slow: $(READY)
+	$(PY) -m pytest -m slow
+
+check: $(READY)
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) -m mypy
+	$(PY) -m pytest tests/unit/test_imports.py
+
+clean:
+	rm -rf $(VENV)

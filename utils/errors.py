@@ -1,0 +1,33 @@
+"""Errors that are the user's to mend: one line that says what, where, and the remedy."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(Exception):
+    """A mistake in a file, a data set or a checkpoint. A command line prints it and exits with `exit_code`."""
+
+    exit_code = 1
+
+
+class UsageError(UserError):
+    """A mistake in how a command was called."""
+
+    exit_code = 2
+
+
+def nearest(name: str, known: Iterable[str]) -> str | None:
+    """The known name closest to `name`, or None when nothing is similar."""
+    lowered = {candidate.lower(): candidate for candidate in known}
+    close = difflib.get_close_matches(name.lower(), lowered, n=1, cutoff=0.5)
+    return lowered[close[0]] if close else None
+
+
+def unknown_name(kind: str, name: str, known: Iterable[str], where: str) -> UserError:
+    """The error for a name that is in no table: names the nearest known one, or lists them all."""
+    known = sorted(str(k) for k in known)
+    guess = nearest(str(name), known)
+    hint = f"did you mean {guess!r}?" if guess else f"known: {', '.join(known)}"
+    return UserError(f"{where}: unknown {kind} {name!r}; {hint}")
