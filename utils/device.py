@@ -39,8 +39,8 @@ def select_device(spec: str | torch.device, batch_size: int | None = None) -> to
     """The device this process computes on.
 
     Args:
-        spec: "" (the first GPU, or else the CPU), "cpu", "mps", "0", "cuda:0", or "0,1" for one process per GPU, where each process
-            takes the one at the place of its LOCAL_RANK.
+        spec: "" (the first GPU, or else the CPU), "cpu", "mps", "0", "cuda:0", or "0,1" for one process
+            per GPU, where each process takes the one at the place of its LOCAL_RANK.
         batch_size: total number of images a step; must be divisible by the number of GPUs.
 
     Raises:
@@ -74,7 +74,8 @@ def seed_everything(seed: int, deterministic: bool = True) -> None:
 
     Args:
         seed: any integer from 0.
-        deterministic: use deterministic algorithms where there are any, so that two runs of one seed give the same bits.
+        deterministic: use deterministic algorithms where there are any, so that two runs of one seed give the same
+            bits.
     """
     random.seed(seed)
     np.random.seed(seed % 2**32)  # noqa: NPY002  libraries still draw from the global stream
@@ -83,7 +84,7 @@ def seed_everything(seed: int, deterministic: bool = True) -> None:
     torch.backends.cudnn.deterministic = deterministic
     torch.use_deterministic_algorithms(deterministic, warn_only=True)
     # Filling fresh memory guards against reading it uninitialised, which costs time and no part of ours does.
-    torch.utils.deterministic.fill_uninitialized_memory = False
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     if deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it cuBLAS is not deterministic
 
