@@ -1,0 +1,129 @@
+"""Average precision exactly as the COCO benchmark defines it, for any data set.
+
+The matching and accumulation are faster-coco-eval's, whose numbers are pycocotools'. Lin et al., Microsoft COCO: Common
+Objects in Context, ECCV 2014; https://cocodataset.org/#detection-eval.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from faster_coco_eval import COCO, COCOeval_faster
+
+from utils.boxes import box_area
+
+ArrayLike = np.ndarray | torch.Tensor
+
+
+@dataclass(frozen=True)
+class CocoResult:
+    """COCO's twelve numbers in 0..1, and the AP of each class; NaN where there is no ground truth to measure on.
+
+    Attributes:
+        ap: mean over classes and over IoU 0.50, 0.55, ..., 0.95.
+        ap50, ap75: at one IoU.
+        ap_small, ap_medium, ap_large: by area of the ground truth, up to 32^2, up to 96^2, and beyond, in pixels.
+        ar_1, ar_10, ar_100: mean recall with this many detections per image and class.
+        ar_small, ar_medium, ar_large: mean recall by area, with 100 detections.
+        per_class_ap, per_class_ap50: (nc,) arrays.
+    """
+
+    ap: float
+    ap50: float
+    ap75: float
+    ap_small: float
+    ap_medium: float
+    ap_large: float
+    ar_1: float
+    ar_10: float
+    ar_100: float
+    ar_small: float
+    ar_medium: float
+    ar_large: float
+    per_class_ap: np.ndarray
+    per_class_ap50: np.ndarray
+
+
+STATISTICS = tuple(CocoResult.__dataclass_fields__)[:12]  # in the order in which COCO lists them
+
+
+class CocoEvaluator:
+    """Collects detections and ground truth image by image, then computes COCO's numbers.
+
+    Args:
+        names: class names; a class is its index here.
+    """
+
+    def __init__(self, names: Sequence[str]) -> None:
+        self._images: list[dict[str, Any]] = []
+        self._categories = [{"id": index, "name": name} for index, name in enumerate(names)]
+        self._truth: list[dict[str, Any]] = []
+        self._found: list[dict[str, Any]] = []
+
+    def add(
+        self,
+        image_id: int,
+        detections: ArrayLike,
+        boxes_xyxy: ArrayLike,
+        classes: ArrayLike,
+        crowd: ArrayLike | None = None,
+        area: ArrayLike | None = None,
+    ) -> None:
+        """Adds one image.
+
+        Args:
+            image_id: its number, different for every image.
+            detections: (n, 6) rows [x1, y1, x2, y2, confidence, class] in pixels of the original image.
+            boxes_xyxy: (m, 4) ground truth in pixels of the original image.
+            classes: (m,) its classes.
+            crowd: (m,) true for a box around a crowd: missing it is no error, nor is hitting it more than once.
+            area: (m,) areas in pixels where they are not those of the boxes (COCO takes them from masks).
+        """
+        image_id = int(image_id)
+        found, truth = _array(detections).reshape(-1, 6), _array(boxes_xyxy).reshape(-1, 4)
+        crowd = np.zeros(len(truth)) if crowd is None else _array(crowd)
+        area = box_area(truth) if area is None else _array(area)
+        self._images.append({"id": image_id})
+        _append(self._found, image_id, found[:, :4], found[:, 5], area=box_area(found), score=found[:, 4])
+        _append(self._truth, image_id, truth, _array(classes), area=area, iscrowd=crowd.astype(int))
+
+    def compute(self) -> CocoResult:
+        """The result over all images added so far."""
+        truth, found = self._coco(self._truth), self._coco(self._found)
+        evaluation = COCOeval_faster(truth, found, "bbox", print_function=_silent)
+        evaluation.run()
+        stats = np.where(evaluation.stats < 0, np.nan, evaluation.stats)  # COCO marks "nothing to measure" by -1
+        precision = evaluation.eval["precision"][..., 0, -1]  # (10 IoUs, 101 recalls, nc): all areas, 100 detections
+        precision = np.where(precision < 0, np.nan, precision)
+        numbers: dict[str, Any] = dict(zip(STATISTICS, stats.tolist()))
+        return CocoResult(**numbers, per_class_ap=precision.mean((0, 1)), per_class_ap50=precision[0].mean(0))
+
+    def _coco(self, annotations: list[dict[str, Any]]) -> COCO:
+        return COCO({"images": self._images, "categories": self._categories, "annotations": annotations})
+
+
+def _append(
+    records: list[dict[str, Any]], image_id: int, boxes_xyxy: np.ndarray, classes: np.ndarray, **columns: np.ndarray
+) -> None:
+    """Appends boxes in COCO's form: a dictionary each, the box as left, top, width, height, numbered from 1."""
+    sides = np.concatenate([boxes_xyxy[:, :2], boxes_xyxy[:, 2:] - boxes_xyxy[:, :2]], axis=1)
+    rows = zip(sides.tolist(), classes.astype(int).tolist(), *(column.tolist() for column in columns.values()))
+    for number, (box, category, *values) in enumerate(rows, start=len(records) + 1):
+        record = {"id": number, "image_id": image_id, "category_id": category, "bbox": box}
+        record.update(zip(columns, values))
+        records.append(record)
+
+
+def _array(values: ArrayLike) -> np.ndarray:
+    """float64 on the host: pycocotools computes in it, and a float32 box would differ in the last digits."""
+    if isinstance(values, torch.Tensor):
+        values = values.detach().cpu().numpy()
+    return np.asarray(values, dtype=np.float64)
+
+
+def _silent(*_: object) -> None:
+    """Takes the place of the library's progress messages."""
