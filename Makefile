@@ -19,7 +19,7 @@ $(READY):
 	@touch $@
 
 demo: $(READY)
-	$(PY) compare.py --recipe demo
+	$(PY) compare.py --experiment experiments/demo.yaml
 
 test: $(READY)
 	$(PY) -m pytest -n 2 -m "not slow"

@@ -1,0 +1,37 @@
+"""Trains teacher, baseline and distilled students of an experiment file, and prints what distillation is worth:
+`python compare.py --experiment experiments/demo.yaml`.
+"""
+
+from __future__ import annotations
+
+import argparse
+
+from engine.cli import run_command
+
+
+def main() -> None:
+    """Parses the flags and runs the experiment."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser.add_argument("--experiment", default="experiments/demo.yaml", help="what is compared with what")
+    parser.add_argument(
+        "--project", default="runs/compare", help="folder of the experiments; finished trainings in it are used again"
+    )
+    parser.add_argument("--name", help="another name for the experiment's folder")
+    parser.add_argument("--data", help="another data set yaml")
+    parser.add_argument("--seeds", type=int, nargs="+", help="other seeds")
+    parser.add_argument("--epochs", type=int, help="another length for every arm")
+    parser.add_argument("--split", choices=["val", "test"], help="where the final figures come from")
+    parser.add_argument("--device", help="cpu, 0, or cuda:0")
+    namespace = parser.parse_args()
+    from engine.compare import run_experiment
+    from engine.experiment import load_experiment
+    from utils.logging import setup_logging
+
+    setup_logging()
+    overrides = vars(namespace).copy()
+    path, project = overrides.pop("experiment"), overrides.pop("project")
+    run_experiment(load_experiment(path, overrides), project)
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,128 @@
+"""The flags that train.py and train_distill.py share. Imports nothing heavy, so that --help is instant."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+NOT_BUILT_IN = {
+    "--evolve": "hyper-parameter evolution is not built in",
+    "--bucket": "uploads to a bucket are not built in",
+    "--entity": "Weights & Biases is not built in; every run writes TensorBoard events",
+    "--upload_dataset": "Weights & Biases is not built in; every run writes TensorBoard events",
+    "--bbox_interval": "Weights & Biases is not built in; every run writes TensorBoard events",
+    "--artifact_alias": "Weights & Biases is not built in; every run writes TensorBoard events",
+    "--quad": "quad batches are not built in; use --multi-scale or a larger --img-size",
+}
+
+
+class NotBuiltIn(argparse.Action):
+    """An upstream flag that would be ignored: said, instead of accepted in silence."""
+
+    def __call__(
+        self, parser: argparse.ArgumentParser, namespace: Any, values: Any, option_string: str | None = None
+    ) -> None:
+        """Ends with the usage error for the flag."""
+        parser.error(f"{option_string}: {NOT_BUILT_IN[str(option_string)]}")
+
+
+def training_parser(description: str, hyp: str, project: str) -> argparse.ArgumentParser:
+    """Upstream YOLOv7's flags and defaults, with YOLOv5's spellings as aliases.
+
+    Args:
+        description: first line of --help.
+        hyp: default hyper-parameter file.
+        project: default folder of the runs.
+    """
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    add = parser.add_argument
+    add("--weights", default="", help="checkpoint to start from; upstream's .pt files too")
+    add("--cfg", default="", help="architecture yaml; without it, that of --weights")
+    add("--data", default="data/coco.yaml", help="data set yaml")
+    add("--hyp", default=hyp, help="hyper-parameter yaml")
+    add("--epochs", type=int, default=300)
+    add("--batch-size", "--batch", type=int, default=16, help="total over all processes")
+    add(
+        "--img-size",
+        "--img",
+        "--imgsz",
+        nargs="+",
+        type=int,
+        default=[640, 640],
+        help="training and validation size in pixels",
+    )
+    add(
+        "--resume",
+        nargs="?",
+        const=True,
+        default=False,
+        metavar="LAST.PT",
+        help="continue an interrupted run; the newest without a path",
+    )
+    add("--rect", action="store_true", help="rectangular training batches")
+    add("--nosave", action="store_true", help="save after the last epoch only")
+    add("--notest", "--noval", action="store_true", help="validate after the last epoch only")
+    add("--noautoanchor", action="store_true", help="keep the anchors as they are")
+    add("--noplots", action="store_true", help="draw nothing")
+    add(
+        "--cache-images",
+        "--cache",
+        nargs="?",
+        const="ram",
+        default=None,
+        choices=["ram", "disk"],
+        dest="cache",
+        help="keep decoded images",
+    )
+    add("--image-weights", action="store_true", help="draw images with rare classes more often")
+    add("--device", default="", help="cpu, 0, or cuda:0; the first GPU when there is one")
+    add("--multi-scale", action="store_true", help="vary the size by half up and down")
+    add("--single-cls", action="store_true", help="all objects are one class")
+    add("--optimizer", choices=["SGD", "Adam", "AdamW"], default="SGD")
+    add("--adam", action="store_const", const="Adam", dest="optimizer", help="the same as --optimizer Adam")
+    add("--sync-bn", action="store_true", help="BatchNorm statistics over all GPUs")
+    add(
+        "--local_rank",
+        "--local-rank",
+        type=int,
+        default=-1,
+        help="set by launchers; the environment of torchrun counts",
+    )
+    add("--workers", type=int, default=8, help="loader processes, at most one a core")
+    add("--project", default=project, help="folder of the runs")
+    add("--name", default="exp", help="name of this run; numbered when it exists")
+    add("--exist-ok", action="store_true", help="write into an existing run folder")
+    add("--linear-lr", action="store_true", help="linear instead of cosine learning rate")
+    add("--cos-lr", action="store_false", dest="linear_lr", help="cosine learning rate (the default)")
+    add("--label-smoothing", type=float, default=0.0)
+    add("--freeze", nargs="+", type=int, default=[0], help="one number n: the first n layers; several: those layers")
+    add("--patience", type=int, default=100, help="epochs without improvement before stopping; 0: never")
+    add("--save_period", "--save-period", type=int, default=-1, help="also keep a copy every so many epochs")
+    add("--seed", type=int, default=0)
+    add("--close-mosaic", type=int, default=0, help="epochs at the end without mosaic and mixup")
+    add("--v5-metric", action="store_true", help=argparse.SUPPRESS)
+    for flag in NOT_BUILT_IN:
+        add(flag, action=NotBuiltIn, nargs="?", help=argparse.SUPPRESS)
+    return parser
+
+
+def training_options(namespace: argparse.Namespace) -> dict[str, Any]:
+    """Keyword arguments of TrainOptions from parsed flags; checks what argparse does not."""
+    from utils.errors import UsageError
+
+    values = vars(namespace).copy()
+    for name in ("resume", "local_rank", "v5_metric"):
+        values.pop(name)
+    sizes = values["img_size"]
+    if len(sizes) > 2:
+        raise UsageError(f"--img-size takes one or two numbers (training, validation), got {len(sizes)}")
+    values["img_size"] = (sizes[0], sizes[-1])
+    values["freeze"] = tuple(values["freeze"])
+    for name in ("epochs", "batch_size"):
+        if values[name] < 1:
+            raise UsageError(f"--{name.replace('_', '-')} must be at least 1, got {values[name]}")
+    if min(sizes) < 32:
+        raise UsageError(f"--img-size must be at least 32 pixels, got {min(sizes)}")
+    if values["workers"] < 0:
+        raise UsageError(f"--workers must be 0 or more, got {values['workers']}")
+    return values

@@ -1,0 +1,190 @@
+"""Builds the parts of a training from its options: model, data, criterion."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from data.augment import AugmentConfig
+from data.config import DatasetConfig
+from data.dataset import DetectionDataset
+from data.labels import DatasetIndex, build_index
+from data.loader import DetectionLoader, create_loader
+from engine.checkpoint import Checkpoint, load_checkpoint, transfer_weights
+from engine.config import Hyp, TrainOptions
+from engine.distributed import World, main_first
+from models.yolo import Model
+from utils.errors import UsageError, UserError
+from utils.logging import LOGGER
+
+
+def build_model(options: TrainOptions, hyp: Hyp, nc: int, names: Sequence[str]) -> Model:
+    """The model to train: from a yaml, from a checkpoint, or a yaml's architecture with a checkpoint's weights.
+
+    Raises:
+        UsageError: neither --cfg nor --weights is given.
+        UserError: a file is missing or not understood, or not a single tensor of the checkpoint fits.
+    """
+    if not options.weights and not options.cfg:
+        raise UsageError(
+            "nothing to train: give --cfg (an architecture, from scratch) or --weights (a checkpoint to start from)"
+        )
+    checkpoint = load_checkpoint(options.weights) if options.weights else None
+    source: Any = options.cfg or (checkpoint.yaml if checkpoint else None)
+    model = Model(source, ch=3, nc=nc, anchors=hyp.anchors)
+    model.names = list(names)
+    if checkpoint:
+        load_start(model, checkpoint, keep_anchors=not (options.cfg or hyp.anchors))
+    return model
+
+
+def load_start(model: Model, checkpoint: Checkpoint, keep_anchors: bool) -> None:
+    """Starts a model from a checkpoint's weights and says which tensors were taken and which not.
+
+    Args:
+        model: the model to fill.
+        checkpoint: where the weights come from.
+        keep_anchors: take the checkpoint's anchors too; otherwise those of the yaml stay.
+    """
+    report = transfer_weights(model, checkpoint.state_dict, exclude=() if keep_anchors else ("anchor",))
+    LOGGER.info(report.describe())
+    if not report.taken:
+        raise UserError(
+            f"not one tensor of {checkpoint.path} fits this architecture; "
+            "check --cfg, or leave it out to use the checkpoint's own"
+        )
+
+
+def freeze_layers(model: Model, freeze: Sequence[int]) -> list[int]:
+    """Freezes layers: one number n means the first n layers, several mean those layers.
+
+    Returns:
+        The frozen layers' indices.
+    """
+    chosen = list(range(freeze[0])) if len(freeze) == 1 else list(freeze)
+    num_layers = len(model.model)
+    wrong = [i for i in chosen if not 0 <= i < num_layers]
+    if wrong:
+        raise UsageError(f"--freeze {wrong[0]}: the model has layers 0 to {num_layers - 1}")
+    for index in chosen:
+        model.model[index].requires_grad_(False)
+    return chosen
+
+
+@dataclass
+class TrainingData:
+    """The data of a training: loaders, and the index of the training images."""
+
+    train: DetectionLoader
+    val: DetectionLoader | None
+    train_index: DatasetIndex
+    val_index: DatasetIndex
+
+
+def augment_config(hyp: Hyp) -> AugmentConfig:
+    """The augmentation part of the hyper-parameters."""
+    return AugmentConfig(**{f.name: getattr(hyp, f.name) for f in fields(AugmentConfig)})
+
+
+def rounded_size(size: int, stride: int, what: str) -> int:
+    """`size` rounded up to a multiple of the model's largest stride, with a word when it changes."""
+    rounded = math.ceil(size / stride) * stride
+    if rounded != size:
+        LOGGER.info(f"{what} {size} is not a multiple of the largest stride {stride}; using {rounded}")
+    return rounded
+
+
+def build_data(
+    options: TrainOptions, hyp: Hyp, config: DatasetConfig, stride: int, world: World, image_sizes: tuple[int, int]
+) -> TrainingData:
+    """Indexes, checks and opens the training and validation images."""
+    with main_first(world):
+        train_index = build_index(config.train, config.nc, single_class=options.single_cls, prefix="train")
+        val_index = build_index(config.val, config.nc, single_class=options.single_cls, prefix="val")
+    for index, split in ((train_index, "train"), (val_index, "val")):
+        LOGGER.info(f"{split}: {index.summary()}")
+    batch_size = options.batch_size // world.size
+    rect = options.rect and not options.image_weights
+    dataset = DetectionDataset(
+        train_index, image_sizes[0], augment_config(hyp), rect=rect, batch_size=batch_size, stride=stride,
+        cache=options.cache, seed=options.seed,
+    )  # fmt: skip
+    train = create_loader(
+        dataset, batch_size, workers=options.workers, shuffle=not rect, seed=options.seed,
+        rank=max(world.rank, 0), world_size=world.size,
+    )  # fmt: skip
+    val = (
+        validation_loader(val_index, image_sizes[1], options.batch_size, options.workers, stride)
+        if world.is_main
+        else None
+    )
+    return TrainingData(train, val, train_index, val_index)
+
+
+def validation_loader(
+    index: DatasetIndex, img_size: int, batch_size: int, workers: int, stride: int
+) -> DetectionLoader:
+    """Batches for evaluation: no augmentation, images of similar shape together, half a stride of border."""
+    dataset = DetectionDataset(index, img_size, None, rect=True, batch_size=batch_size, stride=stride, pad=0.5)
+    return create_loader(dataset, batch_size, workers=workers, shuffle=False)
+
+
+def class_weights(index: DatasetIndex, nc: int) -> np.ndarray:
+    """Weights of the classes by the inverse of their counts, (nc,) summing to 1; absent classes count once."""
+    classes = np.concatenate([record.labels[:, 0] for record in index.records]).astype(int)
+    counts = np.bincount(classes, minlength=nc).astype(float)
+    inverse = 1 / np.maximum(counts, 1)
+    return inverse / inverse.sum()
+
+
+def image_weights(index: DatasetIndex, weights_by_class: np.ndarray) -> np.ndarray:
+    """Weights of the images: the sum of the weights of their objects' classes, (num_images,)."""
+    nc = len(weights_by_class)
+    counts = np.stack([np.bincount(record.labels[:, 0].astype(int), minlength=nc) for record in index.records])
+    return (counts * weights_by_class).sum(1)
+
+
+def build_criterion(model: Model, hyp: Hyp, image_size: int, label_smoothing: float = 0.0) -> nn.Module:
+    """The detection loss of the model's head, its gains scaled by levels, classes and image size."""
+    from losses import scale_gains
+    from losses.yolov5 import YOLOv5Loss
+
+    head = model.head
+    box, cls, obj = scale_gains(hyp.box, hyp.cls, hyp.obj, head.nl, model.nc, image_size)
+    return YOLOv5Loss(
+        head.anchors.detach().clone(),
+        [float(s) for s in model.stride],
+        model.nc,
+        box=box,
+        cls=cls,
+        obj=obj,
+        cls_pw=hyp.cls_pw,
+        obj_pw=hyp.obj_pw,
+        anchor_t=hyp.anchor_t,
+        fl_gamma=hyp.fl_gamma,
+        label_smoothing=label_smoothing,
+    )
+
+
+def describe_data(config: DatasetConfig, data: TrainingData) -> dict[str, Any]:
+    """The data set's facts for the manifest."""
+    return {
+        "data": str(Path(config.path)),
+        "train_images": len(data.train_index.records),
+        "val_images": len(data.val_index.records),
+        "train_hash": data.train_index.content_hash,
+        "val_hash": data.val_index.content_hash,
+    }
+
+
+def images_to_device(images: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """uint8 (N, 3, H, W) to float32 from 0 to 1 on the device, in channels-last layout there."""
+    moved = images.to(device, non_blocking=True)
+    return moved.float().div_(255).contiguous(memory_format=torch.channels_last)

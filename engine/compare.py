@@ -1,0 +1,172 @@
+"""Runs an experiment: trains what is missing, evaluates every model in one process, and writes table and pictures.
+
+Every training is a command line of its own, printed before it starts: each row of the table can be repeated alone.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from engine.checkpoint import load_checkpoint
+from engine.config import read_hyp
+from engine.experiment import Experiment
+from utils.errors import UserError
+from utils.logging import LOGGER
+from utils.paths import file_hash
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@dataclass(frozen=True)
+class Run:
+    """One trained model of an experiment: its role (teacher or the arm's name), its seed and its file."""
+
+    role: str
+    seed: int
+    weights: Path
+
+
+def train_all(experiment: Experiment, folder: Path) -> list[Run]:
+    """Trains the teacher and every arm with every seed, leaving out what is already there.
+
+    Returns:
+        The teacher, then the arms in their order, each with its seeds.
+    """
+    teacher = train_teacher(experiment, folder)
+    runs = [teacher]
+    jobs = [(arm, seed) for arm in experiment.arms for seed in experiment.seeds]
+    for number, (arm, seed) in enumerate(jobs, 1):
+        settings = experiment.arms[arm]
+        hyp = settings.get("hyp", experiment.hyp)
+        distil = settings.get("distil", read_hyp(hyp).distills)
+        words = ["train_distill.py" if distil else "train.py", "--cfg", experiment.student, "--hyp", hyp]
+        if experiment.student_weights:
+            words += ["--weights", experiment.student_weights]
+        if distil:
+            words += ["--teacher-weights", str(teacher.weights)]
+        words += ["--seed", str(seed), "--epochs", str(experiment.epochs), "--patience", "0"]
+        words += ["--batch-size", str(experiment.batch_size), "--img-size", str(experiment.img_size)]
+        LOGGER.info(f"\n[{number}/{len(jobs)}] {arm}, seed {seed}")
+        runs.append(Run(arm, seed, train_one(experiment, folder, f"{arm}-seed{seed}", words)))
+    return runs
+
+
+def train_teacher(experiment: Experiment, folder: Path) -> Run:
+    """The teacher: a file that is there, or one trained on the experiment's data."""
+    settings = dict(experiment.teacher)
+    if settings.get("weights"):
+        path = Path(settings["weights"])
+        if not path.is_file():
+            raise UserError(
+                f"teacher weights {path} do not exist; correct the experiment file, or give cfg: to train one"
+            )
+        return Run("teacher", int(settings.get("seed", 0)), path)
+    words = ["train.py"]
+    for key, flag in (("cfg", "--cfg"), ("start", "--weights")):
+        if settings.get(key):
+            words += [flag, str(settings[key])]
+    words += ["--hyp", str(settings.get("hyp", experiment.hyp)), "--seed", str(settings.get("seed", 0))]
+    words += [
+        "--epochs",
+        str(settings.get("epochs", experiment.epochs)),
+        "--patience",
+        str(settings.get("patience", 0)),
+    ]
+    words += ["--batch-size", str(settings.get("batch_size", experiment.batch_size))]
+    words += ["--img-size", str(settings.get("img_size", experiment.img_size))]
+    LOGGER.info("\n[teacher]")
+    return Run("teacher", int(settings.get("seed", 0)), train_one(experiment, folder, "teacher", words))
+
+
+def train_one(experiment: Experiment, folder: Path, name: str, words: list[str]) -> Path:
+    """Trains one model unless its finished run folder is there already; an interrupted one is resumed.
+
+    Returns:
+        Path of its best.pt.
+    """
+    run = folder / name
+    words = [*words, "--data", experiment.data, "--workers", str(experiment.workers), *experiment.flags]
+    if experiment.device:
+        words += ["--device", experiment.device]
+    identity = {
+        "command": words,
+        "inputs": {w: file_hash(w) for w in words if w.endswith((".yaml", ".pt")) and Path(w).is_file()},
+    }
+    done, started = run / "done.json", run / "started.json"
+    best, last = run / "weights" / "best.pt", run / "weights" / "last.pt"
+    if done.is_file() and best.is_file():
+        if json.loads(done.read_text()) == identity:
+            LOGGER.info(f"already trained: {best}")
+            return best
+        raise UserError(f"{run} holds a model trained in another way; remove that folder, or use another --name")
+    command = [sys.executable, *words, "--project", str(folder), "--name", name, "--exist-ok"]
+    if (
+        last.is_file()
+        and started.is_file()
+        and json.loads(started.read_text()) == identity
+        and load_checkpoint(last).training
+    ):
+        command = [sys.executable, words[0], "--resume", str(last)]
+    run.mkdir(parents=True, exist_ok=True)
+    started.write_text(json.dumps(identity, indent=2))
+    LOGGER.info("$ " + shlex.join(["python", *command[1:]]))
+    sys.stdout.flush()
+    if subprocess.run(command, cwd=ROOT).returncode:
+        raise UserError(f"the training of {name} failed; its messages are above")
+    done.write_text(json.dumps(identity, indent=2))
+    return best
+
+
+def run_experiment(experiment: Experiment, project: str) -> Path:
+    """Trains, evaluates, reports.
+
+    Returns:
+        The experiment's folder, with report.md, report.json and pictures/.
+    """
+    from engine.comparison import draw_pictures, evaluate_runs, write_report
+
+    folder = Path(project) / experiment.name
+    folder.mkdir(parents=True, exist_ok=True)
+    runs = train_all(experiment, folder)
+    rows = evaluate_runs(experiment, runs)
+    text = write_report(experiment, rows, folder)
+    pictures = draw_pictures(experiment, runs, folder) if experiment.pictures else None
+    LOGGER.info("\n" + text)
+    LOGGER.info(f"report: {folder / 'report.md'}")
+    if pictures:
+        LOGGER.info(f"pictures: {pictures}")
+    return folder
+
+
+def mean_and_spread(values: list[float]) -> tuple[float, float]:
+    """Mean and sample standard deviation (0 for a single value)."""
+    mean = sum(values) / len(values)
+    if len(values) < 2:
+        return mean, 0.0
+    return mean, (sum((v - mean) ** 2 for v in values) / (len(values) - 1)) ** 0.5
+
+
+def summarise(rows: list[dict[str, Any]], baseline: str) -> list[dict[str, Any]]:
+    """One row a role: mean and spread over the seeds, and the difference from the baseline seed by seed."""
+    roles = list(dict.fromkeys(row["role"] for row in rows))
+    by_seed = {row["seed"]: row["AP"] for row in rows if row["role"] == baseline}
+    summary = []
+    for role in roles:
+        own = [row for row in rows if row["role"] == role]
+        entry: dict[str, Any] = {"role": role, "runs": len(own)}
+        for metric in ("AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large"):
+            entry[metric] = mean_and_spread([row[metric] for row in own])
+        for fact in ("parameters", "gflops", "ms"):
+            entry[fact] = mean_and_spread([row[fact] for row in own])[0]
+        if role not in ("teacher", baseline):
+            gains = [row["AP"] - by_seed[row["seed"]] for row in own if row["seed"] in by_seed]
+            entry["gain"] = mean_and_spread(gains) if gains else None
+            entry["better_seeds"] = sum(g > 0 for g in gains)
+        summary.append(entry)
+    return summary

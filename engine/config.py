@@ -1,0 +1,172 @@
+"""Hyper-parameter files and command-line options, as frozen dataclasses that say what is known and what is not."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from utils.errors import UserError
+from utils.yaml_io import check_keys, load_yaml
+
+
+@dataclass(frozen=True)
+class Hyp:
+    """The hyper-parameters of a training. Names and units are upstream's; see docs/hyper-parameters.md.
+
+    Loss gains are those of the file, before the scaling by levels, classes and image size.
+    """
+
+    # optimisation
+    lr0: float = 0.01
+    lrf: float = 0.01
+    momentum: float = 0.937
+    weight_decay: float = 0.0005
+    warmup_epochs: float = 3.0
+    warmup_momentum: float = 0.8
+    warmup_bias_lr: float = 0.1
+    # detection loss
+    box: float = 0.05
+    cls: float = 0.5
+    cls_pw: float = 1.0
+    obj: float = 1.0
+    obj_pw: float = 1.0
+    dfl: float = 1.5
+    iou_t: float = 0.20
+    anchor_t: float = 4.0
+    anchors: int | None = None
+    fl_gamma: float = 0.0
+    loss_ota: int = 0
+    # augmentation
+    hsv_h: float = 0.015
+    hsv_s: float = 0.7
+    hsv_v: float = 0.4
+    degrees: float = 0.0
+    translate: float = 0.1
+    scale: float = 0.5
+    shear: float = 0.0
+    perspective: float = 0.0
+    flipud: float = 0.0
+    fliplr: float = 0.5
+    mosaic: float = 1.0
+    mosaic9: float = 0.0
+    mixup: float = 0.0
+    mixup_alpha: float = 32.0
+    copy_paste: float = 0.0
+    paste_in: float = 0.0
+    close_mosaic: int = 0
+    # distillation
+    student_kd_layers: Any = None
+    teacher_kd_layers: Any = None
+    kd_losses: Mapping[str, Any] = field(default_factory=dict)
+    kd_schedule: Mapping[str, Any] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, as written to hyp.yaml and into checkpoints."""
+        return asdict(self)
+
+    @property
+    def distills(self) -> bool:
+        """Whether the file holds a distillation recipe."""
+        return bool(self.kd_losses)
+
+
+FRACTIONS = (
+    "hsv_h",
+    "hsv_s",
+    "hsv_v",
+    "flipud",
+    "fliplr",
+    "mosaic",
+    "mosaic9",
+    "mixup",
+    "copy_paste",
+    "paste_in",
+    "translate",
+)
+KD_KEYS = ("student_kd_layers", "teacher_kd_layers", "kd_losses", "kd_schedule")
+
+
+def hyp_from_dict(values: Mapping[str, Any], where: str) -> Hyp:
+    """Checks names and types of hyper-parameters.
+
+    Raises:
+        UserError: an unknown key (the nearest known one is named), a value that is not a number, or one out of range.
+    """
+    known = {f.name: f for f in fields(Hyp)}
+    check_keys(values, known, where)
+    clean: dict[str, Any] = {}
+    for name, value in values.items():
+        if name in KD_KEYS:
+            clean[name] = {} if value is None and name.startswith("kd_") else value
+        elif name == "anchors":
+            clean[name] = None if not value else round(float(value))
+        elif isinstance(value, bool) or not isinstance(value, int | float):
+            raise UserError(
+                f"{where}: {name} must be a number, found {value!r}; write for example `{name}: 0.1` (1.0e-3, not 1e-3)"
+            )
+        else:
+            clean[name] = type(known[name].default)(value)
+    for name in FRACTIONS:
+        if name in clean and not 0 <= clean[name] <= 1:
+            raise UserError(f"{where}: {name} is {clean[name]}, expected a share from 0 to 1")
+    if clean.get("lr0", 0.01) <= 0:
+        raise UserError(f"{where}: lr0 is {clean['lr0']}, expected more than 0")
+    for name in ("kd_losses", "kd_schedule"):
+        if not isinstance(clean.get(name, {}), Mapping):
+            raise UserError(f"{where}: {name} must be a mapping such as `fgd: {{weight: 1.0}}`, found {clean[name]!r}")
+    return Hyp(**clean)
+
+
+def read_hyp(path: str | Path) -> Hyp:
+    """Reads a hyper-parameter file."""
+    return hyp_from_dict(load_yaml(path, "hyper-parameter file"), str(path))
+
+
+@dataclass(frozen=True)
+class TrainOptions:
+    """The options of train.py and train_distill.py; names are those of the flags."""
+
+    weights: str = ""
+    cfg: str = ""
+    data: str = "data/coco.yaml"
+    hyp: str = "hyp/scratch-low.yaml"
+    epochs: int = 300
+    batch_size: int = 16
+    img_size: tuple[int, int] = (640, 640)
+    rect: bool = False
+    nosave: bool = False
+    notest: bool = False
+    noautoanchor: bool = False
+    noplots: bool = False
+    cache: str | None = None
+    image_weights: bool = False
+    device: str = ""
+    multi_scale: bool = False
+    single_cls: bool = False
+    optimizer: str = "SGD"
+    sync_bn: bool = False
+    workers: int = 8
+    project: str = "runs/train"
+    name: str = "exp"
+    exist_ok: bool = False
+    linear_lr: bool = False
+    label_smoothing: float = 0.0
+    freeze: tuple[int, ...] = (0,)
+    patience: int = 100
+    save_period: int = -1
+    seed: int = 0
+    close_mosaic: int = 0
+    # distillation
+    teacher_weights: str = ""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain lists and values, as written to opt.yaml and into checkpoints."""
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
+
+
+def options_from_dict(values: Mapping[str, Any], where: str) -> TrainOptions:
+    """Options from a mapping such as the one in a checkpoint; unknown names are an error."""
+    check_keys(values, [f.name for f in fields(TrainOptions)], where)
+    return TrainOptions(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})

@@ -1,0 +1,149 @@
+"""What a training keeps: the student's file, and beside it all that an exact continuation needs."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from engine.checkpoint import Checkpoint, save_checkpoint
+from engine.loop import Trainer, TrainState
+from models.yolo import Model
+from utils.errors import UserError
+
+
+def model_entry(model: Model) -> dict[str, Any]:
+    """A model as plain values and tensors, enough to build it anew."""
+    return {
+        "yaml": model.yaml,
+        "state_dict": {k: v.detach().cpu().clone() for k, v in model.state_dict().items()},
+        "names": list(model.names),
+        "nc": int(model.nc),
+        "stride": [int(s) for s in model.stride],
+    }
+
+
+def save_training(trainer: Trainer, teacher: dict[str, Any] | None = None) -> None:
+    """Writes last.pt after an epoch, best.pt when this epoch is the best, and the periodic copies.
+
+    best.pt is a plain model file of the averaged weights. last.pt holds a `training` entry besides, which is
+    taken out at the end of the training.
+    """
+    options, state, run = trainer.options, trainer.state, trainer.run_folder
+    final = state.epoch >= options.epochs
+    if options.nosave and not final:
+        return
+    plain = {
+        "model": model_entry(trainer.ema.module),  # type: ignore[arg-type]
+        "hyp": trainer.hyp.to_dict(),
+        "epoch": state.epoch - 1,
+        "metrics": dict(state.metrics),
+        "best_fitness": state.best_fitness,
+        "teacher": teacher or {},
+    }
+    if state.best_epoch in (state.epoch - 1, -1):
+        save_checkpoint(run.best, plain)
+    if options.save_period > 0 and state.epoch % options.save_period == 0:
+        save_checkpoint(run.weights / f"epoch{state.epoch:03d}.pt", plain)
+    save_checkpoint(run.last, {**plain, "training": training_entry(trainer)})
+
+
+def training_entry(trainer: Trainer) -> dict[str, Any]:
+    """Everything that makes a continued training equal one that was never interrupted."""
+    state = trainer.state
+    gradients = {name: p.grad for name, p in trainer.model.named_parameters() if p.grad is not None}
+    extra_gradients = [
+        {name: p.grad for name, p in extra.named_parameters() if p.grad is not None} for extra in trainer.extra_losses
+    ]
+    return {
+        "options": trainer.options.to_dict(),
+        "epoch": state.epoch,
+        "best_fitness": state.best_fitness,
+        "best_epoch": state.best_epoch,
+        "last_step": state.last_step,
+        "metrics": dict(state.metrics),
+        "state_dict": trainer.model.state_dict(),
+        "ema_updates": trainer.ema.updates,
+        "optimizer": trainer.optimizer.state_dict(),
+        "scaler": trainer.scaler.state_dict(),
+        "extra_losses": [extra.state_dict() for extra in trainer.extra_losses],
+        "gradients": gradients,
+        "extra_gradients": extra_gradients,
+        "rng": rng_states(),
+    }
+
+
+def restore_training(trainer: Trainer, checkpoint: Checkpoint) -> None:
+    """Puts a trainer back to where `training_entry` was taken."""
+    entry = checkpoint.training
+    try:
+        trainer.model.load_state_dict(entry["state_dict"])
+        trainer.ema.module.load_state_dict(checkpoint.state_dict)
+        trainer.ema.updates = entry["ema_updates"]
+        trainer.optimizer.load_state_dict(entry["optimizer"])
+        trainer.scaler.load_state_dict(entry["scaler"])
+        if len(entry["extra_losses"]) != len(trainer.extra_losses):
+            raise ValueError(
+                f"{len(entry['extra_losses'])} extra losses in the file, {len(trainer.extra_losses)} in this run"
+            )
+        for extra, state in zip(trainer.extra_losses, entry["extra_losses"]):
+            extra.load_state_dict(state)
+    except (KeyError, RuntimeError, ValueError) as error:
+        raise UserError(
+            f"{checkpoint.path} does not fit the run that it belongs to ({str(error).splitlines()[0]}); "
+            "restore the run's hyp.yaml and opt.yaml, or start anew with --weights"
+        ) from error
+    _restore_gradients(trainer.model, entry["gradients"])
+    for extra, gradients in zip(trainer.extra_losses, entry["extra_gradients"]):
+        _restore_gradients(extra, gradients)
+    set_rng_states(entry["rng"])
+    trainer.state = TrainState(
+        epoch=entry["epoch"], best_fitness=entry["best_fitness"], best_epoch=entry["best_epoch"],
+        last_step=entry["last_step"], metrics=dict(entry["metrics"]),
+    )  # fmt: skip
+    trainer.results.resume(trainer.state.epoch)
+
+
+def _restore_gradients(module: nn.Module, gradients: dict[str, torch.Tensor]) -> None:
+    for name, parameter in module.named_parameters():
+        if name in gradients:
+            parameter.grad = gradients[name].to(parameter.device)
+
+
+def rng_states() -> dict[str, Any]:
+    """The states of Python's, numpy's and torch's global generators, as plain values and tensors."""
+    version, words, gauss = random.getstate()
+    name, keys, position, has_gauss, cached = np.random.get_state()
+    states: dict[str, Any] = {
+        "python": [version, list(words), gauss],
+        "numpy": [name, [int(k) for k in keys], int(position), int(has_gauss), float(cached)],
+        "torch": torch.get_rng_state(),
+    }
+    if torch.cuda.is_available():
+        states["cuda"] = torch.cuda.get_rng_state_all()
+    return states
+
+
+def set_rng_states(states: dict[str, Any]) -> None:
+    """Sets the generators as `rng_states` found them."""
+    version, words, gauss = states["python"]
+    random.setstate((version, tuple(words), gauss))
+    name, keys, position, has_gauss, cached = states["numpy"]
+    np.random.set_state((name, np.array(keys, dtype=np.uint32), position, has_gauss, cached))
+    torch.set_rng_state(states["torch"].cpu())
+    if "cuda" in states and torch.cuda.is_available() and len(states["cuda"]) == torch.cuda.device_count():
+        torch.cuda.set_rng_state_all([state.cpu() for state in states["cuda"]])
+
+
+def newest_last(root: Path) -> Path:
+    """The most recently written last.pt below a folder of runs."""
+    found = sorted(root.rglob("last*.pt"), key=lambda p: p.stat().st_mtime)
+    if not found:
+        raise UserError(
+            f"--resume: no last.pt below {root}; name the checkpoint: --resume runs/train/exp/weights/last.pt"
+        )
+    return found[-1]

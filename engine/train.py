@@ -1,0 +1,241 @@
+"""Sets a training up, from options to a finished run folder. train.py and train_distill.py call this."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from data.config import DatasetConfig, ensure_dataset, load_dataset_config
+from engine.autoanchor import check_anchors
+from engine.build import (
+    TrainingData,
+    build_criterion,
+    build_data,
+    build_model,
+    class_weights,
+    describe_data,
+    freeze_layers,
+    image_weights,
+    rounded_size,
+)
+from engine.checkpoint import Checkpoint, load_checkpoint, strip_checkpoint
+from engine.config import Hyp, TrainOptions, hyp_from_dict, options_from_dict, read_hyp
+from engine.distillation import build_distiller
+from engine.distributed import World, agree, broadcast_module, join_world, leave_world
+from engine.ema import ModelEMA
+from engine.evaluate import EvalResult, evaluate
+from engine.loop import Trainer, TrainState
+from engine.optimizer import build_optimizer
+from engine.reports import final_report, plot_training_batches
+from engine.runfolder import RunFolder
+from engine.schedule import LearningSchedule
+from engine.state import newest_last, restore_training, save_training
+from models.yolo import Model
+from utils.device import seed_everything, select_device
+from utils.errors import UserError
+from utils.logging import LOGGER, setup_logging
+
+VALIDATION_IOU = 0.6
+
+
+@dataclass
+class TrainResult:
+    """Where a training ended: its folder, its best metrics by COCO's rules, and the epoch they come from."""
+
+    folder: Path
+    metrics: dict[str, float]
+    best_epoch: int
+
+
+def resume_options(resume: str | bool, project: str) -> tuple[TrainOptions, Hyp, Checkpoint]:
+    """The options and hyper-parameters of an interrupted run, from its last.pt.
+
+    Args:
+        resume: path of a last.pt, or True for the newest one below the project's folder.
+        project: where runs lie.
+    """
+    path = Path(resume) if isinstance(resume, str) else newest_last(Path(project).parent)
+    checkpoint = load_checkpoint(path)
+    if not checkpoint.training:
+        raise UserError(
+            f"--resume {path}: this run is finished (or the file is no last.pt of ours); "
+            f"start a new one with --weights {path}"
+        )
+    options = options_from_dict(checkpoint.training["options"], str(path))
+    folder = path.resolve().parent.parent
+    options = replace(options, project=str(folder.parent), name=folder.name, exist_ok=True)
+    return options, hyp_from_dict(checkpoint.hyp or {}, str(path)), checkpoint
+
+
+def run_training(options: TrainOptions, resume: str | bool = False, distil: bool = False) -> TrainResult:
+    """Trains, validates and saves; with `distil`, under a teacher.
+
+    Args:
+        options: what to train, on what, for how long.
+        resume: continue an interrupted run: True, or the path of its last.pt. Its own options are used then.
+        distil: build the distiller of the hyper-parameter file.
+    """
+    checkpoint: Checkpoint | None = None
+    if resume:
+        options, hyp, checkpoint = resume_options(resume, options.project)
+        distil = bool(options.teacher_weights)
+    else:
+        hyp = read_hyp(options.hyp)
+    world = join_world(options.batch_size)
+    setup_logging(world.rank)
+    try:
+        return _train(options, hyp, checkpoint, distil, world)
+    finally:
+        leave_world(world)
+
+
+def _train(options: TrainOptions, hyp: Hyp, checkpoint: Checkpoint | None, distil: bool, world: World) -> TrainResult:
+    device = (
+        torch.device("cuda", world.local_rank)
+        if world.active and torch.cuda.is_available()
+        else select_device(options.device)
+    )
+    seed_everything(options.seed)
+    if hyp.distills and not distil:
+        LOGGER.info(
+            "note: the hyper-parameter file's distillation keys are for train_distill.py; training without a teacher"
+        )
+    config = ensure_dataset(load_dataset_config(options.data))
+    nc, names = (1, ("item",)) if options.single_cls else (config.nc, config.names)
+    model = build_model(options, hyp, nc, names)
+    stride = int(max(model.stride))
+    sizes = (
+        rounded_size(options.img_size[0], stride, "--img-size"),
+        rounded_size(options.img_size[-1], stride, "--img-size"),
+    )
+    options = replace(options, img_size=sizes)
+    freeze_layers(model, options.freeze)
+    data = build_data(options, hyp, config, stride, world, sizes)
+    if not options.noautoanchor and not checkpoint:
+        check_anchors(model, data.train_index, sizes[0], hyp.anchor_t)
+    elif checkpoint:
+        model.load_state_dict(checkpoint.training["state_dict"])
+    model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    broadcast_module(model, world)
+    trainer, teacher = assemble(options, hyp, model, data, distil, world, device)
+    start_folder(trainer, config, data, teacher, resumed=checkpoint is not None)
+    if checkpoint:
+        check_teacher(checkpoint, teacher)
+        restore_training(trainer, checkpoint)
+        LOGGER.info(f"resuming {trainer.run_folder.path} at epoch {trainer.state.epoch + 1} of {options.epochs}")
+    if world.is_main and not options.noplots and not checkpoint:
+        plot_training_batches(trainer, names)
+    state = trainer.run()
+    return finish(trainer, state, data, names)
+
+
+def assemble(
+    options: TrainOptions, hyp: Hyp, model: Model, data: TrainingData, distil: bool, world: World, device: torch.device
+) -> tuple[Trainer, dict[str, Any]]:
+    """The trainer with all its parts, and the teacher's description."""
+    criterion = build_criterion(model, hyp, max(options.img_size[0], 1), options.label_smoothing).to(device)
+    extra_losses: list[nn.Module] = []
+    teacher: dict[str, Any] = {}
+    if distil:
+        distiller, teacher = build_distiller(model, options.teacher_weights, hyp, options.img_size[0], device)
+        broadcast_module(distiller, world)
+        extra_losses.append(distiller)
+    schedule = LearningSchedule(hyp, options.epochs, len(data.train), options.batch_size, linear=options.linear_lr)
+    optimizer = build_optimizer(options.optimizer, [model, *extra_losses], hyp.lr0, hyp.momentum, schedule.weight_decay)
+    ema = ModelEMA(model)
+    wrapped: nn.Module = model
+    if world.active:
+        if options.sync_bn and device.type == "cuda":
+            model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+        wrapped = DistributedDataParallel(model, device_ids=[device.index] if device.type == "cuda" else None)
+    run = RunFolder.create(options.project, options.name, options.exist_ok, world.is_main)
+    run = RunFolder(Path(agree(str(run.path), world)), world.is_main)
+
+    def validate(network: nn.Module) -> dict[str, float]:
+        assert data.val is not None
+        result = evaluate(
+            network,
+            data.val,
+            names=model.names,
+            device=device,
+            iou_thres=VALIDATION_IOU,
+            criterion=criterion,
+            progress=True,
+        )
+        return result.as_row()
+
+    def before_epoch(trainer: Trainer) -> None:
+        weights = class_weights(data.train_index, model.nc)
+        data.train.set_index_weights(image_weights(data.train_index, weights))
+
+    trainer = Trainer(
+        model=model,
+        wrapped=wrapped,
+        criterion=criterion,
+        extra_losses=extra_losses,
+        loader=data.train,
+        optimizer=optimizer,
+        schedule=schedule,
+        ema=ema,
+        options=options,
+        hyp=hyp,
+        run=run,
+        world=world,
+        device=device,
+        validate=validate,
+        save=lambda trainer: save_training(trainer, teacher),
+        before_epoch=before_epoch if options.image_weights else None,
+    )
+    return trainer, teacher
+
+
+def start_folder(
+    trainer: Trainer, config: DatasetConfig, data: TrainingData, teacher: dict[str, Any], resumed: bool
+) -> None:
+    """Says what is about to be trained, and writes it into the run folder."""
+    model, run = trainer.model, trainer.run_folder
+    LOGGER.info(str(model.summary(trainer.options.img_size[0])))
+    LOGGER.info(f"run folder: {run.path}")
+    if not resumed:
+        run.write_yaml("opt.yaml", trainer.options.to_dict())
+        run.write_yaml("hyp.yaml", trainer.hyp.to_dict())
+        facts = describe_data(config, data) | {
+            "seed": trainer.options.seed,
+            "teacher": teacher,
+            "world_size": trainer.world.size,
+        }
+        run.write_manifest(facts)
+
+
+def check_teacher(checkpoint: Checkpoint, teacher: dict[str, Any]) -> None:
+    """A resumed distillation must go on under the very same teacher."""
+    before = checkpoint.training.get("teacher") or checkpoint.teacher
+    if before and before.get("sha256") != teacher.get("sha256"):
+        raise UserError(
+            f"the teacher {teacher.get('path')} is not the file that this run began with (its content changed); "
+            "put the original back, or start a new run"
+        )
+
+
+def finish(trainer: Trainer, state: TrainState, data: TrainingData, names: tuple[str, ...]) -> TrainResult:
+    """Strips the checkpoints to plain model files, evaluates the best one and draws the reports."""
+    run = trainer.run_folder
+    if trainer.world.is_main:
+        result: EvalResult | None = None
+        for path in (run.last, run.best):
+            if path.is_file():
+                strip_checkpoint(path)
+        if data.val is not None and run.best.is_file():
+            best = trainer.ema.module
+            best.load_state_dict(load_checkpoint(run.best).state_dict)
+            result = evaluate(
+                best, data.val, names=names, device=trainer.device, iou_thres=VALIDATION_IOU,
+                save_dir=run.path, plots=not trainer.options.noplots,
+            )  # fmt: skip
+        final_report(run, result, trainer.options)
+    return TrainResult(run.path, dict(state.metrics), state.best_epoch)

@@ -1,0 +1,62 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from engine.config import Hyp, TrainOptions, options_from_dict, read_hyp
+from tests.golden import ROOT
+from utils.errors import UserError
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "hyp").glob("*.yaml")), ids=lambda p: p.name)
+def test_every_shipped_file_is_valid_and_says_how_to_use_it(path: Path) -> None:
+    hyp = read_hyp(path)
+    assert hyp.distills == path.name.startswith("distill.")
+    assert f"hyp/{path.name}" in "\n".join(path.read_text().splitlines()[:12])
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("lr_0: 0.1", "unknown key 'lr_0'; did you mean 'lr0'"),
+        ("lr0: fast", "lr0 must be a number, found 'fast'"),
+        ("lr0: 1e-3", "lr0 must be a number"),  # yaml reads this as text: the remedy is in the message
+        ("mosaic: 1.5", "mosaic is 1.5, expected a share from 0 to 1"),
+        ("lr0: 0", "lr0 is 0.0, expected more than 0"),
+        ("kd_losses: [fgd]", "kd_losses must be a mapping"),
+        ("- 1", "must hold `key: value` lines"),
+        ("a: [1", "line 1"),
+        ("", "found nothing"),
+    ],
+)
+def test_mistakes_are_named(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "hyp.yaml"
+    path.write_text(text)
+    with pytest.raises(UserError) as error:
+        read_hyp(path)
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_missing_file() -> None:
+    with pytest.raises(UserError, match="does not exist"):
+        read_hyp("nowhere.yaml")
+
+
+def test_upstream_file_without_our_keys(tmp_path: Path) -> None:
+    path = tmp_path / "hyp.yaml"
+    path.write_text("lr0: 0.02\nanchors: 3\npaste_in: 0.15\nloss_ota: 1\n")
+    hyp = read_hyp(path)
+    assert (hyp.lr0, hyp.anchors, hyp.loss_ota, hyp.mosaic) == (0.02, 3, 1, 1.0)
+
+
+def test_options_survive_a_checkpoint() -> None:
+    options = TrainOptions(cfg="a.yaml", img_size=(320, 416), freeze=(1, 2))
+    assert options_from_dict(options.to_dict(), "last.pt") == options
+    with pytest.raises(UserError, match="did you mean 'epochs'"):
+        options_from_dict({"epoch": 3}, "last.pt")
+
+
+def test_plain_values_only() -> None:
+    assert Hyp().to_dict()["kd_losses"] == {}

@@ -1,0 +1,19 @@
+"""Trains a detector: `python train.py --cfg cfg/yolov5/yolov5n.yaml --data data/synthetic.yaml`."""
+
+from __future__ import annotations
+
+from engine.arguments import training_options, training_parser
+from engine.cli import run_command
+
+
+def main() -> None:
+    """Parses the flags and trains."""
+    namespace = training_parser(str(__doc__), hyp="hyp/scratch-low.yaml", project="runs/train").parse_args()
+    from engine.config import TrainOptions
+    from engine.train import run_training
+
+    run_training(TrainOptions(**training_options(namespace)), resume=namespace.resume)
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,23 @@
+"""Trains a student under a frozen teacher:
+`python train_distill.py --teacher-weights teacher.pt --cfg cfg/yolov5/yolov5n.yaml --hyp hyp/distill.fgd.yaml`.
+"""
+
+from __future__ import annotations
+
+from engine.arguments import training_options, training_parser
+from engine.cli import run_command
+
+
+def main() -> None:
+    """Parses the flags and distils."""
+    parser = training_parser(str(__doc__), hyp="hyp/distill.fgd.yaml", project="runs/distill")
+    parser.add_argument("--teacher-weights", default="", help="the teacher's checkpoint; upstream's .pt files too")
+    namespace = parser.parse_args()
+    from engine.config import TrainOptions
+    from engine.train import run_training
+
+    run_training(TrainOptions(**training_options(namespace)), resume=namespace.resume, distil=True)
+
+
+if __name__ == "__main__":
+    run_command(main)
