@@ -1,0 +1,67 @@
+"""Small pure functions shared by the detection losses."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+FOCAL_ALPHA = 0.25
+
+
+def smoothed_targets(label_smoothing: float) -> tuple[float, float]:
+    """Targets of the positive and of the negative classes: (1 - e/2, e/2).
+
+    Args:
+        label_smoothing: e in [0, 1); 0 gives (1.0, 0.0).
+    """
+    return 1.0 - label_smoothing / 2, label_smoothing / 2
+
+
+def binary_cross_entropy(logits: Tensor, targets: Tensor, pos_weight: float = 1.0, gamma: float = 0.0) -> Tensor:
+    """Binary cross-entropy on logits, element by element, optionally focal.
+
+    The focal form (Lin et al. 2017) multiplies by `alpha_t * (1 - p_t) ** gamma` with alpha 0.25; for soft targets alpha_t
+    and p_t interpolate between the two classes.
+
+    Args:
+        logits: (...).
+        targets: (...), in [0, 1].
+        pos_weight: factor of the positive part.
+        gamma: focusing exponent; 0 is plain cross-entropy (without alpha).
+
+    Returns:
+        (...), not reduced.
+    """
+    if pos_weight == 1.0:
+        loss = F.binary_cross_entropy_with_logits(logits, targets, reduction="none")
+    else:
+        # The library's pos_weight is a tensor, and making one on a GPU at every call would wait for the device.
+        loss = (1 - targets) * logits - (1 + (pos_weight - 1) * targets) * F.logsigmoid(logits)
+    if gamma == 0.0:
+        return loss
+    scores = logits.sigmoid()
+    score_of_target = targets * scores + (1 - targets) * (1 - scores)
+    alpha = targets * FOCAL_ALPHA + (1 - targets) * (1 - FOCAL_ALPHA)
+    return loss * alpha * (1 - score_of_target) ** gamma
+
+
+def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
+    """Mean of `values` where `mask` holds, and 0 where it holds nowhere.
+
+    Args:
+        values: (M,) or (M, C); finite everywhere, also outside the mask.
+        mask: (M,) booleans.
+
+    Returns:
+        A scalar: over M, and over C as well where there is one.
+    """
+    weight = mask.to(values.dtype) / mask.sum().clamp(min=1)  # (M,)
+    if values.dim() == 2:
+        values = values.mean(1)
+    return (values * weight).sum()
+
+
+def one_hot(classes: Tensor, num_classes: int) -> Tensor:
+    """(...) class indices -> (..., num_classes) booleans. An index out of range gives a row of False."""
+    return classes[..., None] == torch.arange(num_classes, device=classes.device)
