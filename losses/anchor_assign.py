@@ -1,8 +1,8 @@
 """Which cells of an anchor-based head may predict a box: the anchor-ratio rule of YOLOv5 and YOLOv7.
 
-A box may be predicted at the cell that holds its centre and at cells beside it, by every anchor whose sides differ from the
-box's by less than a factor. All sizes follow from the shapes of the input, so nothing waits for a GPU; where the targets lie
-in host memory the padding is cut to what the batch really needs, because reading a count is free there.
+A box may be predicted at the cell that holds its centre and at cells beside it, by every anchor whose sides differ from
+the box's by less than a factor. All sizes follow from the shapes of the input, so nothing waits for a GPU; where the
+targets lie in host memory the padding is cut to what the batch really needs, because reading a count is free there.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class Candidates(NamedTuple):
 
 
 class Assignment(NamedTuple):
-    """M cells of one level and the box each one has to predict. Where a cell repeats, the last entry gives its objectness."""
+    """M cells of one level and the box each has to predict. The last entry of a repeated cell gives its objectness."""
 
     position: Tensor  # (M,) in the flattened (image, anchor, row, column) map
     anchors: Tensor  # (M, 2) in cells
@@ -81,7 +81,7 @@ def group_targets(targets: Tensor, num_images: int, by_image: bool = True) -> Ta
 
 
 def _rows_by_image(image: Tensor, num_images: int) -> Tensor:
-    """(T + 1,) image of each row, the last row padding -> (B, N) rows of each image in their order, filled up with T."""
+    """(T + 1,) image of each row, the last one padding -> (B, N) rows of each image in order, filled up with T."""
     last = len(image) - 1
     image = torch.where(image < 0, num_images, image)
     counts = torch.bincount(image, minlength=num_images + 1)[: num_images + 1]
@@ -122,8 +122,8 @@ def find_candidates(
     fits = (worst < anchor_t) & groups.valid[:, None]  # (G, A, N)
 
     from_right, from_bottom = columns - x, rows - y
-    inside = [(edge % 1 < reach) & (edge > 1) for edge in (x, y, from_right, from_bottom)]
-    inside = torch.stack([torch.ones_like(inside[0]), *inside], 1)  # (G, 5, N)
+    beside = [(edge % 1 < reach) & (edge > 1) for edge in (x, y, from_right, from_bottom)]
+    inside = torch.stack([torch.ones_like(beside[0]), *beside], 1)  # (G, 5, N)
     column = torch.stack([x, x - reach, x, x + reach, x], 1).long().clamp(0, columns - 1)  # (G, 5, N)
     row = torch.stack([y, y, y - reach, y, y + reach], 1).long().clamp(0, rows - 1)
 

@@ -1,4 +1,4 @@
-"""What the losses of all anchor-based heads share: predicted boxes, and the terms of one level for a given assignment."""
+"""What the losses of all anchor-based heads share: predicted boxes, and the terms of one level for an assignment."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ def scale_gains(
 ) -> tuple[float, float, float]:
     """Gains for a head and an image size, from the values of a hyper-parameter file of YOLOv5 or YOLOv7.
 
-    Those mean 3 levels, 80 classes and 640 pixels: more levels share the gain, the class term grows with the classes and the
-    objectness term with the area.
+    Those mean 3 levels, 80 classes and 640 pixels: more levels share the gain, the class term grows with the classes and
+    the objectness term with the area.
 
     Args:
         box, cls, obj: gains as written in the file.
@@ -52,7 +52,7 @@ def scale_gains(
 
 
 def decode_boxes(logits: Tensor, anchors: Tensor) -> Tensor:
-    """(..., 4) logits and (..., 2) anchors in cells -> centre relative to the cell's corner, width, height, in cells."""
+    """(..., 4) logits, (..., 2) anchors in cells -> centre relative to the cell's corner, width, height, in cells."""
     scores = logits.sigmoid() * 2
     return torch.cat([scores[..., :2] - 0.5, scores[..., 2:].square() * anchors], -1)
 
@@ -78,6 +78,8 @@ class AnchorLoss(nn.Module):
     Raises:
         UserError: anchors, strides or balance do not have the same number of levels.
     """
+
+    anchors: Tensor
 
     def __init__(
         self,
@@ -125,9 +127,7 @@ class AnchorLoss(nn.Module):
     def check_inputs(self, predictions: Sequence[Tensor], targets: Tensor, num_maps: int) -> None:
         """Raises UserError where the maps or the targets do not fit this loss."""
         if len(predictions) != num_maps:
-            raise UserError(
-                f"loss: the head gives {len(predictions)} maps; expected {num_maps}, as many as the loss has"
-            )
+            raise UserError(f"loss: the head gives {len(predictions)} maps; this loss expects {num_maps}")
         channels = 5 + self.num_classes
         for level, prediction in enumerate(predictions):
             shape = tuple(prediction.shape)

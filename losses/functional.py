@@ -21,8 +21,8 @@ def smoothed_targets(label_smoothing: float) -> tuple[float, float]:
 def binary_cross_entropy(logits: Tensor, targets: Tensor, pos_weight: float = 1.0, gamma: float = 0.0) -> Tensor:
     """Binary cross-entropy on logits, element by element, optionally focal.
 
-    The focal form (Lin et al. 2017) multiplies by `alpha_t * (1 - p_t) ** gamma` with alpha 0.25; for soft targets alpha_t
-    and p_t interpolate between the two classes.
+    The focal form (Lin et al. 2017) multiplies by `alpha_t * (1 - p_t) ** gamma` with alpha 0.25; for soft targets
+    alpha_t and p_t interpolate between the two classes.
 
     Args:
         logits: (...).

@@ -95,5 +95,6 @@ def box_overlap(
     angle_a = torch.atan(a.width / (a.height + aspect_eps).clamp(min=eps))
     angle_b = torch.atan(b.width / (b.height + aspect_eps).clamp(min=eps))
     aspect = (angle_b - angle_a).square() * (4 / math.pi**2)
-    trade_off = (aspect / (aspect - iou + (1 + eps))).detach()
+    # Rounding can lift the IoU of equal boxes above 1, hence the second clamp.
+    trade_off = (aspect / (aspect - iou + (1 + eps)).clamp(min=eps)).detach()
     return diou - trade_off * aspect

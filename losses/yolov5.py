@@ -14,9 +14,9 @@ from losses.anchor_based import AnchorLoss, add_terms, compute_dtype
 class YOLOv5Loss(AnchorLoss):
     """CIoU, objectness and class loss with anchor-ratio assignment; arguments as `AnchorLoss`.
 
-    `forward(predictions, targets)` takes the training maps, L of (B, A, rows, columns, 5 + C) in any floating dtype, and
-    targets (T, 6) rows [image, class, cx, cy, w, h] normalised, on the device of the maps or in host memory. It returns the
-    loss times B, and its parts `box`, `obj`, `cls`.
+    `forward(predictions, targets)` takes the training maps, L of (B, A, rows, columns, 5 + C) in any floating dtype,
+    and targets (T, 6) rows [image, class, cx, cy, w, h] normalised, on the device of the maps or in host memory. It
+    returns the loss times B, and its parts `box`, `obj`, `cls`.
     """
 
     def forward(self, predictions: Sequence[Tensor], targets: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
