@@ -1,0 +1,236 @@
+"""The containers that `torch.save` writes: a zip archive of raw tensor storages, or the older single stream.
+
+A file is untrusted input. Every size that it declares is compared with the bytes that are really there before memory is
+set aside, nothing is ever unpacked to disk, and nothing in here runs code from the file.
+"""
+
+from __future__ import annotations
+
+import io
+import struct
+import zipfile
+from pathlib import Path
+from typing import BinaryIO, Protocol
+
+import torch
+
+from utils.errors import UserError
+from utils.paths import existing_file
+
+MAX_ENTRIES = 100_000  # the largest published checkpoints have a few thousand
+MAX_DIRECTORY_BYTES = 32 << 20
+MAX_PICKLE_BYTES = 64 << 20  # structure only; weights are separate entries
+LEGACY_MAGIC = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."  # a pickle of the number that opens the older stream
+ZIP_MAGIC = b"PK\x03\x04"
+ZIP_END = b"PK\x05\x06"
+ZIP64_END = b"PK\x06\x06"
+
+
+class Archive(Protocol):
+    """Where a pickle's bytes and the tensor storages that it refers to come from."""
+
+    path: Path
+    size: int  # bytes of the file
+
+    def pickle_stream(self) -> BinaryIO:
+        """The stream of the main pickle."""
+
+    def storage(self, key: str, dtype: torch.dtype, numel: int) -> torch.Tensor:
+        """The storage `key` as a flat tensor (numel,)."""
+
+    def close(self) -> None:
+        """Closes the file."""
+
+
+def damaged(path: Path, what: str) -> UserError:
+    """The error for a file whose contents contradict themselves."""
+    return UserError(f"checkpoint {str(path)!r} is damaged or malicious: {what}; nothing of it was run, fetch it again")
+
+
+class ZipArchive:
+    """The zip form (PyTorch 1.6 and later): `<root>/data.pkl`, and an uncompressed `<root>/data/<key>` a storage."""
+
+    def __init__(self, path: Path, stream: BinaryIO) -> None:
+        self.path = path
+        self.size = path.stat().st_size
+        self._check_directory_size(stream)
+        try:
+            self._zip = zipfile.ZipFile(stream)
+        except (zipfile.BadZipFile, OSError, ValueError, struct.error) as error:
+            raise damaged(path, f"its zip directory cannot be read ({error})") from error
+        self._entries = self._checked_entries()
+        self._storages: dict[str, torch.Tensor] = {}
+        order = self._read("byteorder") if "byteorder" in self._entries else b"little"
+        if order.strip() != b"little":
+            raise UserError(
+                f"checkpoint {str(path)!r} was written on a big-endian machine; save it again on a common one"
+            )
+
+    def _check_directory_size(self, stream: BinaryIO) -> None:
+        """Refuses a directory too large to be a checkpoint's before the zip reader takes it into memory."""
+        stream.seek(max(self.size - (1 << 16) - 22, 0))
+        tail = stream.read()
+        end = tail.rfind(ZIP_END)
+        if end < 0 or end + 22 > len(tail):
+            raise UserError(
+                f"checkpoint {str(self.path)!r} is cut short (the zip directory at its end is missing); "
+                "copy or download it again"
+            )
+        (directory,) = struct.unpack_from("<L", tail, end + 12)
+        zip64 = end - 76  # its 56-byte record and 20-byte locator precede the common end record
+        if zip64 >= 0 and tail.startswith(ZIP64_END, zip64):
+            (directory,) = struct.unpack_from("<Q", tail, zip64 + 40)
+        if directory > MAX_DIRECTORY_BYTES:
+            raise damaged(self.path, f"its zip directory of {directory} bytes is larger than any checkpoint's")
+        stream.seek(0)
+
+    def _checked_entries(self) -> dict[str, zipfile.ZipInfo]:
+        """The entries by their name below the root folder, once all of them are seen to be plain and in bounds."""
+        infos = self._zip.infolist()
+        if len(infos) > MAX_ENTRIES:
+            raise damaged(self.path, f"{len(infos)} entries, at most {MAX_ENTRIES} are read")
+        root = infos[0].filename.partition("/")[0] if infos else ""
+        entries: dict[str, zipfile.ZipInfo] = {}
+        for info in infos:
+            first, _, name = info.filename.partition("/")
+            if first != root or ".." in name.split("/") or "\\" in name or not root:
+                raise damaged(self.path, f"the entry name {info.filename[:80]!r} is not one that PyTorch writes")
+            if name in entries:
+                raise damaged(self.path, f"two entries are named {info.filename[:80]!r}")
+            if info.compress_type != zipfile.ZIP_STORED or info.file_size != info.compress_size or info.flag_bits & 1:
+                raise damaged(self.path, f"the entry {info.filename[:80]!r} is compressed, which PyTorch never does")
+            entries[name] = info
+        if sum(info.file_size for info in infos) > self.size:
+            raise damaged(self.path, f"its entries claim more than the {self.size} bytes of the file")
+        if "constants.pkl" in entries or any(name.startswith("code/") for name in entries):
+            raise UserError(
+                f"{str(self.path)!r} is a TorchScript export, not a checkpoint; give the .pt file that it was made from"
+            )
+        if "data.pkl" not in entries:
+            raise UserError(f"{str(self.path)!r} is a zip file but not a PyTorch checkpoint (it has no data.pkl)")
+        if entries["data.pkl"].file_size > MAX_PICKLE_BYTES:
+            raise damaged(
+                self.path, f"its data.pkl of {entries['data.pkl'].file_size} bytes is larger than any checkpoint's"
+            )
+        return entries
+
+    def _read(self, name: str) -> bytearray:
+        """The bytes of an entry, checked against its checksum."""
+        content = bytearray(self._entries[name].file_size)
+        try:
+            with self._zip.open(self._entries[name]) as entry:
+                view, position = memoryview(content), 0
+                while count := entry.readinto(view[position:]):  # type: ignore[attr-defined]
+                    position += count
+                if position != len(content):
+                    raise EOFError(f"{position} of {len(content)} bytes")
+        except (zipfile.BadZipFile, OSError, EOFError, ValueError, NotImplementedError, struct.error) as error:
+            raise damaged(self.path, f"the entry {name!r} cannot be read ({error})") from error
+        return content
+
+    def pickle_stream(self) -> BinaryIO:
+        return io.BytesIO(self._read("data.pkl"))
+
+    def storage(self, key: str, dtype: torch.dtype, numel: int) -> torch.Tensor:
+        name = f"data/{key}"
+        if name not in self._entries:
+            raise damaged(self.path, f"the storage {key[:80]!r} is not in the file")
+        held = self._entries[name].file_size
+        if numel * dtype.itemsize != held:
+            raise damaged(
+                self.path, f"the storage {key!r} declares {numel} values of {dtype}, but the file holds {held} bytes"
+            )
+        if key not in self._storages:
+            self._storages[key] = _flat_tensor(self._read(name), dtype)
+        if self._storages[key].dtype != dtype:
+            raise damaged(self.path, f"the storage {key!r} is declared with two types")
+        return self._storages[key]
+
+    def close(self) -> None:
+        self._zip.close()
+
+
+class LegacyArchive:
+    """The single stream of PyTorch before 1.6: pickles one after another, then the raw storages.
+
+    The storages follow the pickle that refers to them, so they are set aside when named and filled by `read_storages`.
+    """
+
+    def __init__(self, path: Path, stream: BinaryIO) -> None:
+        self.path = path
+        self.size = path.stat().st_size
+        self._stream = stream
+        self._storages: dict[str, tuple[bytearray, torch.Tensor]] = {}
+        self._claimed = 0
+        stream.seek(len(LEGACY_MAGIC))
+
+    def pickle_stream(self) -> BinaryIO:
+        return self._stream
+
+    def storage(self, key: str, dtype: torch.dtype, numel: int) -> torch.Tensor:
+        if key not in self._storages:
+            self._claimed += numel * dtype.itemsize
+            if self._claimed > self.size:
+                raise damaged(self.path, f"its storages claim more than the {self.size} bytes of the file")
+            content = bytearray(numel * dtype.itemsize)
+            self._storages[key] = content, _flat_tensor(content, dtype)
+        tensor = self._storages[key][1]
+        if tensor.dtype != dtype or tensor.numel() != numel:
+            raise damaged(self.path, f"the storage {key[:80]!r} is declared twice, and differently")
+        return tensor
+
+    def read_storages(self, keys: list[str]) -> None:
+        """Fills the storages from the raw data that follows the last pickle, in the order of `keys`."""
+        missing = set(self._storages) - set(keys)
+        if missing:
+            raise damaged(self.path, f"the storage {sorted(missing)[0][:80]!r} is not in the file")
+        for key in keys:
+            if key not in self._storages:
+                raise damaged(self.path, f"the storage {str(key)[:80]!r} belongs to no tensor")
+            content, tensor = self._storages[key]
+            header = self._stream.read(8)
+            if len(header) != 8 or struct.unpack("<q", header)[0] != tensor.numel():
+                raise damaged(self.path, f"the storage {key[:80]!r} has another length than declared")
+            if self._stream.readinto(content) != len(content):  # type: ignore[attr-defined]
+                raise UserError(f"checkpoint {str(self.path)!r} is cut short; copy or download it again")
+
+    def close(self) -> None:
+        self._stream.close()
+
+
+def _flat_tensor(content: bytearray, dtype: torch.dtype) -> torch.Tensor:
+    return torch.frombuffer(content, dtype=dtype) if content else torch.empty(0, dtype=dtype)
+
+
+def open_archive(path: str | Path) -> ZipArchive | LegacyArchive:
+    """Opens a checkpoint file.
+
+    Raises:
+        UserError: the file is missing, is not a checkpoint, is cut short, or contradicts itself.
+    """
+    path = existing_file(path, "checkpoint")
+    try:
+        stream = open(path, "rb")  # noqa: SIM115 - the archive owns and closes it
+    except OSError as error:
+        raise UserError(f"checkpoint {str(path)!r} cannot be read: {error.strerror}") from error
+    try:
+        start = stream.read(512)
+        if start.startswith(ZIP_MAGIC):
+            return ZipArchive(path, stream)
+        if start.startswith(LEGACY_MAGIC):
+            return LegacyArchive(path, stream)
+        raise UserError(_not_a_checkpoint(path, start))
+    except BaseException:
+        stream.close()
+        raise
+
+
+def _not_a_checkpoint(path: Path, start: bytes) -> str:
+    """One line on what the file seems to be instead, as far as its first bytes tell."""
+    if not start:
+        return f"checkpoint {str(path)!r} is empty; copy or download it again"
+    if start.startswith(b"version https://git-lfs"):
+        return f"checkpoint {str(path)!r} is a Git LFS pointer, not the file itself; run `git lfs pull`"
+    if start.lstrip()[:9].lower() in (b"<!doctype", b"<html"[:9]) or start.lstrip().lower().startswith(b"<html"):
+        return f"checkpoint {str(path)!r} is a web page, not a checkpoint; the download went wrong, fetch it again"
+    return f"{str(path)!r} is not a PyTorch checkpoint (it starts with {start[:12]!r}); give a .pt file"

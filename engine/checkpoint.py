@@ -1,0 +1,329 @@
+"""The only reader and writer of .pt files.
+
+Own files hold tensors and plain values only (docs/checkpoints.md), and `torch.load(..., weights_only=True)` reads them.
+Here they are read as upstream's files of YOLOv5, YOLOv7 and YOLOv8 are, by the restricted unpickler, which checks sizes
+besides. Reading a file never executes code from it.
+
+    python -m engine.checkpoint inspect FILE        what is in a file
+    python -m engine.checkpoint convert IN OUT      an upstream file in our form
+"""
+
+from __future__ import annotations
+
+import os
+from collections import OrderedDict
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from engine.transfer import TransferReport, transfer_weights
+from engine.unpickle import Unpickled, unpickle
+from engine.upstream import class_names, find_models, plain, read_model
+from utils.errors import UserError
+
+if TYPE_CHECKING:
+    from models.yolo import Model
+
+__all__ = [
+    "Checkpoint",
+    "TransferReport",
+    "load_checkpoint",
+    "load_model",
+    "save_checkpoint",
+    "strip_checkpoint",
+    "to_payload",
+    "transfer_weights",
+]
+
+FORMAT = "yolo-distill"
+FORMAT_VERSION = 1
+MODEL_KEYS = ("yaml", "state_dict", "names", "nc", "stride", "family")
+DERIVED_TENSORS = ("anchor_grid",)  # upstream stores it in some versions, and it follows from the anchors
+
+
+@dataclass
+class Checkpoint:
+    """A checkpoint file's contents, whoever wrote it.
+
+    Attributes:
+        path: the file.
+        kind: "own" or "upstream".
+        family: "yolov5", "yolov7", "yolov8" or "mobile"; "" when an own file does not say.
+        yaml: the architecture, enough to build the model.
+        state_dict: float32 weights; the averaged ones (EMA) where the file has both.
+        names: class names.
+        nc: number of classes.
+        stride: strides of the head's levels, in pixels.
+        anchors: pixels, one list a level; None for an anchor-free head or where the file does not say.
+        ema: the averaged weights where the file keeps them apart from the live ones.
+        raw_state_dict: the live weights where the file has them.
+        hyp: hyper-parameters as the file carries them.
+        epoch: the last epoch trained, from 0; -1 where unknown.
+        best_fitness: None where unknown.
+        optimizer: its state dict, None in a finished run's file.
+        training: everything else of a run that can be resumed; empty in a finished run's file and in upstream's.
+        extra: further entries of an own file, such as metrics and teacher.
+        model_extra: further entries of an own file's model.
+        classes: class names found in an upstream file.
+        head: class name of an upstream file's head.
+    """
+
+    path: Path
+    kind: str
+    family: str
+    yaml: dict[str, Any]
+    state_dict: dict[str, torch.Tensor]
+    names: list[str]
+    nc: int
+    stride: list[float]
+    anchors: list[list[float]] | None = None
+    ema: dict[str, torch.Tensor] | None = None
+    raw_state_dict: dict[str, torch.Tensor] | None = None
+    hyp: dict[str, Any] = field(default_factory=dict)
+    epoch: int = -1
+    best_fitness: float | None = None
+    optimizer: dict[str, Any] | None = None
+    training: dict[str, Any] = field(default_factory=dict)
+    extra: dict[str, Any] = field(default_factory=dict)
+    model_extra: dict[str, Any] = field(default_factory=dict)
+    classes: set[str] = field(default_factory=set)
+    head: str = ""
+
+
+def load_checkpoint(path: str | Path, allow_nan: bool = False) -> Checkpoint:
+    """Reads a checkpoint of ours or of upstream, without executing anything in it.
+
+    Args:
+        path: the file.
+        allow_nan: return weights that hold NaN instead of refusing them.
+
+    Raises:
+        UserError: the file is missing, not a checkpoint, not understood, refused, or its weights hold NaN.
+    """
+    unpickled = unpickle(path)
+    path = Path(path)
+    where = f"checkpoint {str(path)!r}"
+    content = unpickled.content
+    if isinstance(content, Mapping) and content.get("format") == FORMAT:
+        checkpoint = _own(path, unpickled, where)
+    else:
+        checkpoint = _upstream(path, unpickled, where)
+    if not allow_nan:
+        broken = [key for key, tensor in checkpoint.state_dict.items() if tensor.isnan().any()]
+        if broken:
+            raise UserError(
+                f"{where} holds NaN in {len(broken)} of {len(checkpoint.state_dict)} tensors (first: {broken[0]}): "
+                "that training diverged; use an earlier checkpoint"
+            )
+    return checkpoint
+
+
+def _own(path: Path, unpickled: Unpickled, where: str) -> Checkpoint:
+    content = unpickled.content
+    version = content.get("format_version")
+    if not isinstance(version, int) or version > FORMAT_VERSION:
+        raise UserError(f"{where} has format version {version}, newer than {FORMAT_VERSION}; update this software")
+    model, training = content.get("model"), content.get("training") or {}
+    if (
+        unpickled.classes
+        or not isinstance(model, dict)
+        or not isinstance(model.get("yaml"), dict)
+        or not _is_state_dict(model.get("state_dict"))
+        or not isinstance(model.get("nc"), int)
+        or not isinstance(training, dict)
+    ):
+        raise UserError(f"{where} is damaged: its entries are not those of a checkpoint of ours; use another copy")
+    known = ("format", "format_version", "model", "hyp", "epoch", "best_fitness", "training")
+    nc = model["nc"]
+    return Checkpoint(
+        path=path,
+        kind="own",
+        family=str(model.get("family") or ""),
+        yaml=dict(model["yaml"]),
+        state_dict=_float32(model["state_dict"]),
+        names=class_names(model.get("names"), nc),
+        nc=nc,
+        stride=[float(s) for s in model.get("stride") or ()],
+        raw_state_dict=training.get("state_dict"),
+        hyp=dict(content.get("hyp") or {}),
+        epoch=int(content.get("epoch", -1)),
+        best_fitness=content.get("best_fitness"),
+        optimizer=training.get("optimizer"),
+        training=dict(training),
+        extra={key: value for key, value in content.items() if key not in known},
+        model_extra={key: value for key, value in model.items() if key not in MODEL_KEYS},
+    )
+
+
+def _upstream(path: Path, unpickled: Unpickled, where: str) -> Checkpoint:
+    content = unpickled.content
+    size = path.stat().st_size
+    ema, live = find_models(content, where)
+    chosen = read_model(ema or live, where, size)  # type: ignore[arg-type]
+    entries = content if isinstance(content, Mapping) else {}
+    optimizer = entries.get("optimizer")
+    epoch = entries.get("epoch")
+    fitness = plain(entries.get("best_fitness"))
+    while isinstance(fitness, list) and fitness:
+        fitness = fitness[0]
+    return Checkpoint(
+        path=path,
+        kind="upstream",
+        family=chosen.family,
+        yaml=chosen.yaml,
+        state_dict=chosen.state_dict,
+        names=chosen.names,
+        nc=chosen.nc,
+        stride=chosen.stride,
+        anchors=chosen.anchors,
+        ema=chosen.state_dict if ema else None,
+        raw_state_dict=(read_model(live, where, size).state_dict if ema else chosen.state_dict) if live else None,
+        hyp=chosen.hyp,
+        epoch=epoch if isinstance(epoch, int) else -1,
+        best_fitness=float(fitness) if isinstance(fitness, int | float) else None,
+        optimizer=optimizer if isinstance(optimizer, dict) else None,
+        classes=unpickled.classes,
+        head=chosen.head,
+    )
+
+
+def _is_state_dict(value: Any) -> bool:
+    return isinstance(value, Mapping) and all(isinstance(tensor, torch.Tensor) for tensor in value.values())
+
+
+def _float32(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {key: tensor.float() if tensor.is_floating_point() else tensor for key, tensor in tensors.items()}
+
+
+def save_checkpoint(path: str | Path, payload: Mapping[str, Any]) -> None:
+    """Writes an own checkpoint so that the file is always either the old one or the complete new one.
+
+    The format and its version are added to the payload. Tensors are stored on the CPU and without the rest of a storage
+    that they are a view of.
+
+    Args:
+        path: the file; its folder must exist.
+        payload: see docs/checkpoints.md; tensors and plain values only.
+
+    Raises:
+        UserError: a value is neither a tensor nor plain (its key is named), or the file cannot be written.
+    """
+    path = Path(path)
+    content = _storable({"format": FORMAT, "format_version": FORMAT_VERSION, **payload}, "", ())
+    draft = path.with_name(f".{path.name}.tmp")
+    try:
+        with open(draft, "wb") as stream:
+            torch.save(content, stream)
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(draft, path)
+    except (OSError, RuntimeError) as error:  # PyTorch reports a full disk as a RuntimeError
+        reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+        raise UserError(
+            f"checkpoint {str(path)!r} cannot be written: {reason}; free disk space or choose another --project "
+            "(an earlier file of that name is unchanged)"
+        ) from error
+    finally:
+        draft.unlink(missing_ok=True)
+
+
+def _storable(value: Any, key: str, parents: tuple[int, ...]) -> Any:
+    """`value` as it is written: tensors on the CPU, everything else plain."""
+    if value is None or type(value) in (bool, int, float, str, bytes):
+        return value
+    if isinstance(value, torch.Tensor):
+        tensor = value.detach().cpu()
+        return tensor.clone() if tensor.untyped_storage().nbytes() > tensor.numel() * tensor.element_size() else tensor
+    if id(value) in parents:
+        raise UserError(f"checkpoint entry {key!r} contains itself; store plain values only")
+    parents = (*parents, id(value))
+    if type(value) in (dict, OrderedDict):
+        for name in value:
+            if type(name) not in (str, int, float, bool):
+                raise UserError(
+                    f"checkpoint entry {key!r} has the key {name!r} of type {type(name).__name__}; use text"
+                )
+        return {name: _storable(item, f"{key}.{name}" if key else str(name), parents) for name, item in value.items()}
+    if type(value) in (list, tuple):
+        return type(value)(_storable(item, f"{key}[{i}]", parents) for i, item in enumerate(value))
+    kind = f"{type(value).__module__}.{type(value).__name__}"
+    raise UserError(f"checkpoint entry {key!r} is a {kind}; only tensors and plain values are stored")
+
+
+def to_payload(checkpoint: Checkpoint, half: bool = False) -> dict[str, Any]:
+    """A checkpoint as the payload of a finished run's own file: the averaged weights and what describes them.
+
+    Args:
+        checkpoint: of any kind.
+        half: store floating-point weights in half precision.
+    """
+    dtype = torch.float16 if half else torch.float32
+    weights = {k: t.to(dtype) if t.is_floating_point() else t for k, t in checkpoint.state_dict.items()}
+    return {
+        **checkpoint.extra,
+        "model": {
+            **checkpoint.model_extra,
+            "yaml": checkpoint.yaml,
+            "state_dict": weights,
+            "names": checkpoint.names,
+            "nc": checkpoint.nc,
+            "stride": checkpoint.stride,
+            "family": checkpoint.family,
+        },
+        "hyp": checkpoint.hyp,
+        "epoch": checkpoint.epoch,
+        "best_fitness": checkpoint.best_fitness,
+    }
+
+
+def strip_checkpoint(path: str | Path, half: bool = False) -> None:
+    """Takes everything out of an own file that only a resumed run needs: optimizer, adapters, live weights.
+
+    Args:
+        path: rewritten in place, atomically. A file that is stripped already stays as it is.
+        half: store the weights in half precision, which halves the file.
+    """
+    checkpoint = load_checkpoint(path)
+    if checkpoint.kind != "own":
+        raise UserError(f"checkpoint {str(path)!r} is an upstream file; convert it first (engine.checkpoint convert)")
+    if checkpoint.training or half:
+        save_checkpoint(path, to_payload(checkpoint, half))
+
+
+def load_model(path: str | Path, device: str | torch.device = "cpu", fuse: bool = True) -> Model:
+    """A checkpoint's model, complete, in evaluation mode.
+
+    Args:
+        path: a checkpoint of ours or of upstream.
+        device: where the model goes.
+        fuse: fold BatchNorm into the convolutions: same outputs, faster, and not to be trained.
+
+    Raises:
+        UserError: the file is not understood, or a tensor of the model is not in it or has another shape.
+    """
+    from models.yolo import Model
+
+    checkpoint = load_checkpoint(path)
+    model = Model(checkpoint.yaml, nc=checkpoint.nc)
+    report = transfer_weights(model, checkpoint.state_dict)
+    unused = [key for key in report.unused if not key.endswith(DERIVED_TENSORS)]
+    missing = [key for key in report.missing if not key.endswith(DERIVED_TENSORS)]
+    if report.mismatched or missing or unused:
+        raise UserError(f"checkpoint {str(path)!r} does not fill the model that it describes; {_first_faults(report)}")
+    model.names = list(checkpoint.names)
+    model.to(device).eval()
+    return model.fuse() if fuse else model
+
+
+def _first_faults(report: TransferReport) -> str:
+    """One line with the tensors that do not fit."""
+    return "; ".join(line.strip() for line in report.describe(most=3).splitlines())
+
+
+if __name__ == "__main__":
+    from engine.checkpoint_cli import main
+
+    raise SystemExit(main())

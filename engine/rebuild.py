@@ -1,0 +1,265 @@
+"""What the restricted unpickler may build: stand-ins, tensors, plain containers and numpy numbers.
+
+Each function here replaces one that PyTorch or Python names in a pickle. None of them calls the original, and each
+checks the sizes that it is given.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import OrderedDict
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+
+MAX_DIMENSIONS = 16
+# A view may repeat its storage (stride 0), as the anchor grids that YOLOv5 leaves in its checkpoints do.
+MAX_REPEATED_ELEMENTS = 1 << 22
+
+
+class BuildError(Exception):
+    """A pickle that asks for something no checkpoint contains."""
+
+
+@dataclass(frozen=True)
+class Global:
+    """A name that a pickle refers to: text only, never the thing itself."""
+
+    path: str
+    is_class: bool = False
+
+
+@dataclass(eq=False, slots=True)
+class StandIn:
+    """An object of a known class as it was pickled: the class's name and the attributes, without behaviour."""
+
+    class_name: str
+    arguments: tuple[Any, ...] = ()
+    attributes: dict[str, Any] = field(default_factory=dict)
+    state: Any = None  # of a class that pickles itself as something other than its attributes
+
+    @property
+    def short_name(self) -> str:
+        return self.class_name.rpartition(".")[2]
+
+    def __repr__(self) -> str:
+        return f"<{self.class_name}>"
+
+
+@dataclass(frozen=True)
+class PickledDtype:
+    """A numpy number type, named in a pickle."""
+
+    dtype: np.dtype
+
+
+class Account(Protocol):
+    def spend(self, amount: int) -> None:
+        """Accounts for a copy of `amount` bytes or items."""
+
+
+# -- tensors -----------------------------------------------------------------------------------------------------------
+
+
+def rebuild_tensor(account: Account, storage: Any, offset: Any, size: Any, stride: Any, *_: Any) -> torch.Tensor:
+    """A view of a storage, whose every element lies inside it."""
+    if not isinstance(storage, torch.Tensor) or not isinstance(size, tuple) or not isinstance(stride, tuple):
+        raise BuildError("a tensor is described wrongly")
+    numbers = (offset, *size, *stride)
+    if len(size) != len(stride) or len(size) > MAX_DIMENSIONS or any(type(n) is not int or n < 0 for n in numbers):
+        raise BuildError(f"a tensor has size {size}, stride {stride}"[:120])
+    count = math.prod(size)
+    last = offset + sum((n - 1) * step for n, step in zip(size, stride))
+    if count and last >= storage.numel():
+        raise BuildError(f"a tensor of size {size} reaches beyond its storage of {storage.numel()} values"[:120])
+    if count > max(storage.numel(), MAX_REPEATED_ELEMENTS):
+        raise BuildError(f"a tensor of size {size} repeats a storage of {storage.numel()} values"[:120])
+    if not count:
+        return torch.empty(size, dtype=storage.dtype)
+    return torch.as_strided(storage, size, stride, offset)
+
+
+def _rebuild_parameter(account: Account, tensor: Any, *_: Any) -> torch.Tensor:
+    if not isinstance(tensor, torch.Tensor):
+        raise BuildError("a parameter is not a tensor")
+    return tensor
+
+
+def _rebuild_from_type(account: Account, function: Any, cls: Any, arguments: Any, *_: Any) -> torch.Tensor:
+    """A tensor with attributes of its own, which are left out."""
+    if not isinstance(function, Global) or function.path not in _TENSOR_CALLS or not isinstance(arguments, tuple):
+        raise BuildError("a tensor is rebuilt by an unknown function")
+    return _TENSOR_CALLS[function.path](account, *arguments)
+
+
+_TENSOR_CALLS: dict[str, Callable[..., Any]] = {
+    "torch._utils._rebuild_tensor": rebuild_tensor,
+    "torch._utils._rebuild_tensor_v2": rebuild_tensor,
+    "torch._utils._rebuild_parameter": _rebuild_parameter,
+    "torch._utils._rebuild_parameter_with_state": _rebuild_parameter,
+}
+
+
+# -- plain containers and text -----------------------------------------------------------------------------------------
+
+
+def _items(account: Account, values: Iterable[Any] = ()) -> list[Any]:
+    if not isinstance(values, list | tuple | set | frozenset):
+        raise BuildError(f"a container is made of a {type(values).__name__}")
+    account.spend(len(values))
+    return list(values)
+
+
+def _plain_items(account: Account, values: Iterable[Any] = ()) -> list[Any]:
+    items = _items(account, values)
+    if not all(isinstance(item, str | bytes | int | float | None) for item in items):
+        raise BuildError("a set holds something other than plain values")
+    return items
+
+
+def _mapping(account: Account, values: Any = ()) -> OrderedDict[Any, Any]:
+    if isinstance(values, dict):
+        account.spend(len(values))
+        return OrderedDict(values)
+    pairs = _items(account, values)
+    if not all(isinstance(pair, list | tuple) and len(pair) == 2 for pair in pairs):
+        raise BuildError("a mapping is made of something other than pairs")
+    keys = _plain_items(account, [key for key, _ in pairs])
+    return OrderedDict(zip(keys, [value for _, value in pairs]))
+
+
+def _default_mapping(account: Account, factory: Any = None, values: Any = ()) -> OrderedDict[Any, Any]:
+    return _mapping(account, values)
+
+
+def _encode(account: Account, text: Any, encoding: Any = "latin1") -> bytes:
+    """How protocol 2 writes bytes."""
+    if not isinstance(text, str) or encoding not in ("latin1", "latin-1"):
+        raise BuildError("bytes are not written as latin-1 text")
+    account.spend(len(text))
+    return text.encode("latin-1")
+
+
+def _path(account: Account, *parts: Any) -> str:
+    """A pathlib path, as text."""
+    if not all(isinstance(part, str) for part in parts):
+        raise BuildError("a path is not text")
+    account.spend(sum(map(len, parts)))
+    head, rest = parts[:1], parts[1:]
+    return "".join(head) + ("" if not rest or head[0].endswith("/") else "/") + "/".join(rest)
+
+
+def _text(account: Account, *parts: Any) -> str:
+    """A torch.device or a range-like value that is kept as its description only."""
+    return ":".join(str(part)[:80] for part in parts)
+
+
+def _size(account: Account, values: Any = ()) -> tuple[Any, ...]:
+    return tuple(_items(account, values))
+
+
+def _complex(account: Account, real: Any = 0.0, imaginary: Any = 0.0) -> complex:
+    return complex(float(real), float(imaginary))
+
+
+def _bound_method(account: Account, owner: Any, name: Any) -> StandIn:
+    """A method kept on an instance, such as the replaced `forward` of a fused layer: its name only."""
+    if not isinstance(owner, StandIn) or not isinstance(name, str):
+        raise BuildError("it looks up an attribute of something that is not a pickled module")
+    return StandIn(f"{owner.class_name}.{name}"[:200])
+
+
+def _reconstructor(account: Account, cls: Any, base: Any, state: Any) -> StandIn:
+    """How protocols 0 and 1 make an object."""
+    if not isinstance(cls, Global) or not cls.is_class or base != Global("builtins.object") or state is not None:
+        raise BuildError("it builds an object of an unknown class")
+    return StandIn(cls.path)
+
+
+# -- numpy -------------------------------------------------------------------------------------------------------------
+
+
+def _numpy_dtype(account: Account, code: Any, *_: Any) -> PickledDtype:
+    if not isinstance(code, str) or not re.fullmatch(r"[<|=]?(b1|[iu][1248]|f[248]|c8|c16|[US]\d{1,4})", code):
+        raise BuildError(f"a numpy array of type {str(code)[:20]!r}")
+    return PickledDtype(np.dtype(code))
+
+
+def _numpy_reconstruct(account: Account, cls: Any, *_: Any) -> np.ndarray:
+    if cls != Global("numpy.ndarray"):
+        raise BuildError("a numpy array of an unknown class")
+    return np.empty(0)
+
+
+def _numpy_scalar(account: Account, dtype: Any, raw: Any) -> Any:
+    if not isinstance(dtype, PickledDtype) or not isinstance(raw, bytes) or len(raw) != dtype.dtype.itemsize:
+        raise BuildError("a numpy number is described wrongly")
+    return np.frombuffer(raw, dtype.dtype)[0].item()
+
+
+def set_numpy_state(account: Account, target: np.ndarray | PickledDtype, state: Any) -> None:
+    """Fills an array from its pickled (version, shape, dtype, is_fortran, bytes), or checks a dtype's byte order."""
+    if not isinstance(state, tuple):
+        raise BuildError("a numpy value is described wrongly")
+    if isinstance(target, PickledDtype):
+        if len(state) < 5 or state[1] not in ("<", "|", "=") or any(part is not None for part in state[2:5]):
+            raise BuildError("a numpy array of structured or big-endian type")
+        return
+    if len(state) != 5:
+        raise BuildError("a numpy array is described wrongly")
+    _, shape, dtype, fortran, raw = state
+    if not isinstance(dtype, PickledDtype) or not isinstance(raw, bytes) or not isinstance(shape, tuple):
+        raise BuildError("a numpy array is described wrongly")
+    if len(shape) > MAX_DIMENSIONS or any(type(n) is not int or n < 0 for n in shape):
+        raise BuildError(f"a numpy array of shape {shape}"[:120])
+    if math.prod(shape) * dtype.dtype.itemsize != len(raw):
+        raise BuildError(f"a numpy array of shape {shape} holds {len(raw)} bytes"[:120])
+    account.spend(len(raw))
+    target.__setstate__((1, shape, dtype.dtype, bool(fortran), raw))  # type: ignore[arg-type]
+
+
+# -- the tables --------------------------------------------------------------------------------------------------------
+
+CALLS: dict[str, Callable[..., Any]] = {
+    **_TENSOR_CALLS,
+    "torch._tensor._rebuild_from_type_v2": _rebuild_from_type,
+    "torch.Size": _size,
+    "torch.device": _text,
+    "collections.OrderedDict": _mapping,
+    "collections.Counter": _mapping,
+    "collections.defaultdict": _default_mapping,
+    "builtins.dict": _mapping,
+    "builtins.list": _items,
+    "builtins.tuple": _size,
+    "builtins.set": lambda account, *values: set(_plain_items(account, *values)),
+    "builtins.frozenset": lambda account, *values: frozenset(_plain_items(account, *values)),
+    "builtins.complex": _complex,
+    "builtins.slice": _text,
+    "builtins.getattr": _bound_method,
+    "builtins.object": _reconstructor,  # named by `_reconstructor` below; never called by a file that PyTorch wrote
+    "copyreg._reconstructor": _reconstructor,
+    "_codecs.encode": _encode,
+    **{
+        f"pathlib{module}.{name}": _path
+        for module in ("", "._local")
+        for name in ("Path", "PosixPath", "WindowsPath", "PurePath", "PurePosixPath", "PureWindowsPath")
+    },
+    "numpy.dtype": _numpy_dtype,
+    "numpy.ndarray": _numpy_reconstruct,
+    "numpy.core.multiarray._reconstruct": _numpy_reconstruct,
+    "numpy.core.multiarray.scalar": _numpy_scalar,
+}
+
+_STORAGES = {
+    "Half": torch.float16, "BFloat16": torch.bfloat16, "Float": torch.float32, "Double": torch.float64,
+    "Byte": torch.uint8, "Char": torch.int8, "Short": torch.int16, "Int": torch.int32, "Long": torch.int64,
+    "Bool": torch.bool,
+}  # fmt: skip
+CONSTANTS: dict[str, Any] = {
+    **{f"torch{device}.{name}Storage": dtype for name, dtype in _STORAGES.items() for device in ("", ".cuda")},
+    **{f"torch.{str(dtype).removeprefix('torch.')}": dtype for dtype in _STORAGES.values()},
+}
