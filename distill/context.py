@@ -1,0 +1,109 @@
+"""Plain values that describe what is compared: heads, levels, and one batch."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .errors import DistillError, check_choice
+
+HEAD_KINDS = ("anchor", "anchor_free")
+Anchors = tuple[tuple[tuple[float, ...], ...], ...]
+
+
+@dataclass(frozen=True)
+class HeadSpec:
+    """A detection head, described by values.
+
+    Attributes:
+        kind: "anchor" for raw maps (N, na, H, W, 5 + nc) holding x, y, w, h, objectness and class logits (YOLOv5,
+            YOLOv7); "anchor_free" for raw maps (N, 4 * bins + nc, H, W) holding side distributions and class logits
+            (YOLOv8).
+        num_classes: number of classes.
+        strides: stride of each level in pixels, in the order of the raw maps.
+        anchors: (levels, na, 2) widths and heights in pixels of the network input, any nested sequence or tensor;
+            required by the kind "anchor".
+        names: class names; may stay empty.
+    """
+
+    kind: str
+    num_classes: int
+    strides: tuple[int, ...]
+    anchors: Any = None
+    names: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        check_choice("kind of head", self.kind, HEAD_KINDS, "HeadSpec")
+        if self.kind == "anchor" and self.anchors is None:
+            raise DistillError("HeadSpec: a head of kind 'anchor' needs its anchors, (levels, na, 2) in pixels")
+        object.__setattr__(self, "strides", tuple(int(stride) for stride in self.strides))
+        object.__setattr__(self, "names", tuple(self.names))
+        object.__setattr__(self, "anchors", self._plain_anchors())
+
+    def _plain_anchors(self) -> Anchors | None:
+        if self.anchors is None:
+            return None
+        values = torch.as_tensor(self.anchors).detach().cpu()
+        levels = len(self.strides)
+        if values.ndim != 3 or values.shape[0] != levels or values.shape[2] != 2:
+            raise DistillError(f"HeadSpec: anchors have shape {tuple(values.shape)}; expected ({levels}, na, 2)")
+        return tuple(tuple(tuple(pair) for pair in level) for level in values.tolist())
+
+
+@dataclass(frozen=True)
+class Level:
+    """One pair of tapped layers: what they are called, and what the dry run measured."""
+
+    name: str
+    student_layer: int | str
+    teacher_layer: int | str
+    student_channels: int
+    teacher_channels: int
+    stride: int
+
+
+@dataclass(frozen=True)
+class DistillSetup:
+    """What a loss is built from: the pairs of layers and the two heads."""
+
+    levels: tuple[Level, ...] = ()
+    student_head: HeadSpec | None = None
+    teacher_head: HeadSpec | None = None
+
+
+@dataclass(frozen=True)
+class DistillContext:
+    """What a loss may know about one batch besides the two networks' outputs.
+
+    Attributes:
+        image_hw: height and width of the network input in pixels.
+        boxes_xyxy: (T, 4) labelled boxes in pixels of the network input, float32.
+        box_images: (T,) index of the image that each box lies in, int64.
+        box_classes: (T,) class of each box, int64.
+    """
+
+    image_hw: tuple[int, int]
+    boxes_xyxy: Tensor
+    box_images: Tensor
+    box_classes: Tensor
+
+    @classmethod
+    def from_targets(cls, targets: Tensor, image_hw: Sequence[int]) -> DistillContext:
+        """From (T, 6) rows [image, class, cx, cy, w, h], normalised to the network input."""
+        height, width = int(image_hw[0]), int(image_hw[1])
+        image, category, cx, cy, w, h = targets.float().unbind(1)  # (T,) each
+        boxes = torch.stack(
+            ((cx - w / 2) * width, (cy - h / 2) * height, (cx + w / 2) * width, (cy + h / 2) * height), dim=1
+        )  # (T, 4)
+        return cls((height, width), boxes, image.long(), category.long())
+
+
+def level_names(layers: Sequence[int | str], strides: Sequence[int]) -> list[str]:
+    """P3 for stride 8, P4 for 16, ...; where two layers share a stride, the layer is added: P4-12."""
+    names = [f"P{int(math.log2(s))}" if s > 0 and s & (s - 1) == 0 else f"S{s}" for s in strides]
+    return [f"{n}-{layer}" if names.count(n) > 1 else n for n, layer in zip(names, layers)]

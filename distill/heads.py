@@ -1,0 +1,120 @@
+"""Raw head maps brought to one form, whatever the head."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .context import HeadSpec
+from .errors import DistillError
+
+
+@dataclass(frozen=True)
+class HeadLogits:
+    """One level of a head's output before any activation, flattened to A = na * H * W locations.
+
+    Attributes:
+        box: (N, A, 4) x, y, w, h logits of an anchor head, or (N, A, 4, bins) distribution logits of the left, top,
+            right and bottom side of an anchor-free head.
+        obj: (N, A) objectness logits; None for an anchor-free head.
+        cls: (N, A, nc) class logits.
+    """
+
+    box: Tensor
+    obj: Tensor | None
+    cls: Tensor
+
+
+def split_logits(raw: Tensor, head: HeadSpec) -> HeadLogits:
+    """Splits a raw map: (N, na, H, W, 5 + nc) of an anchor head, (N, 4 * bins + nc, H, W) of an anchor-free one.
+
+    Raises:
+        DistillError: the map does not have that form.
+    """
+    nc = head.num_classes
+    if head.kind == "anchor":
+        if raw.ndim != 5 or raw.shape[-1] != 5 + nc:
+            raise DistillError(
+                f"head map of shape {tuple(raw.shape)}; expected (N, na, H, W, {5 + nc}) for {nc} classes"
+            )
+        flat = raw.flatten(1, 3)  # (N, A, 5 + nc)
+        return HeadLogits(flat[..., :4], flat[..., 4], flat[..., 5:])
+    sides = raw.shape[1] - nc if raw.ndim == 4 else 0
+    if sides <= 0 or sides % 4:
+        raise DistillError(
+            f"head map of shape {tuple(raw.shape)}; expected (N, 4 * bins + {nc}, H, W) for {nc} classes"
+        )
+    flat = raw.flatten(2).transpose(1, 2)  # (N, A, 4 * bins + nc)
+    return HeadLogits(flat[..., :sides].unflatten(-1, (4, sides // 4)), None, flat[..., sides:])
+
+
+def foreground_scores(logits: HeadLogits) -> Tensor:
+    """(N, A) how sure a network is that something is there: its objectness, or its best class where there is none."""
+    return logits.obj.sigmoid() if logits.obj is not None else logits.cls.sigmoid().amax(-1)
+
+
+def expected_sides(distribution: Tensor) -> Tensor:
+    """(..., 4) expected distances to the sides in cells, of (..., 4, bins) logits (arXiv 2006.04388, eq. 4)."""
+    bins = torch.arange(distribution.shape[-1], device=distribution.device, dtype=distribution.dtype)
+    return (distribution.softmax(-1) * bins).sum(-1)
+
+
+def check_same_output(student: HeadSpec, teacher: HeadSpec, loss: str) -> None:
+    """Refuses heads whose outputs cannot be compared number by number.
+
+    Raises:
+        DistillError: kind, number or order of classes, or strides differ.
+    """
+    if student.kind != teacher.kind:
+        raise DistillError(
+            f"{loss}: the student's head is {student.kind}, the teacher's {teacher.kind}; distil features instead"
+        )
+    if student.num_classes != teacher.num_classes:
+        raise DistillError(
+            f"{loss}: the student has {student.num_classes} classes, the teacher {teacher.num_classes}; "
+            "train the teacher on the same classes, or distil features only"
+        )
+    if student.strides != teacher.strides:
+        raise DistillError(
+            f"{loss}: the student's head has strides {student.strides}, the teacher's {teacher.strides}; "
+            "choose networks with equal strides, or distil features only"
+        )
+    if student.names != teacher.names and sorted(student.names) == sorted(teacher.names):
+        raise DistillError(
+            f"{loss}: student and teacher have the same classes in another order ({list(student.names)} and "
+            f"{list(teacher.names)}); train both with one dataset file"
+        )
+
+
+def check_same_anchors(student: HeadSpec, teacher: HeadSpec, loss: str, tolerance: float = 1e-3) -> None:
+    """Refuses anchors that differ by more than a share `tolerance`: box logits would mean different boxes.
+
+    Raises:
+        DistillError: they differ; the first level that does is named.
+    """
+    if student.anchors is None or teacher.anchors is None:
+        return
+    for stride, s, t in zip(student.strides, student.anchors, teacher.anchors):
+        a, b = torch.tensor(s), torch.tensor(t)
+        if a.shape != b.shape or not torch.allclose(a, b, rtol=tolerance, atol=tolerance):
+            raise DistillError(
+                f"{loss}: at stride {stride} the student's anchors are {_pairs(s)}, the teacher's {_pairs(t)}; box "
+                "logits then mean different boxes; train both with one anchor set, or distil features"
+            )
+
+
+def _pairs(anchors: Sequence[Sequence[float]]) -> str:
+    return " ".join(f"{w:g}x{h:g}" for w, h in anchors)
+
+
+def check_same_maps(student: Sequence[Tensor], teacher: Sequence[Tensor], loss: str) -> None:
+    """Refuses raw maps of different shapes."""
+    for level, (s, t) in enumerate(zip(student, teacher)):
+        if s.shape != t.shape:
+            raise DistillError(
+                f"{loss}: head map {level} of the student has shape {tuple(s.shape)}, of the teacher {tuple(t.shape)}; "
+                "both need the same images, strides, anchors and classes"
+            )

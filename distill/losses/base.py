@@ -1,0 +1,136 @@
+"""What every distillation loss shares: float32, no autocast, checked shapes, named terms."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from ..adapters import conv_adapter, describe_adapter
+from ..context import DistillContext, DistillSetup, HeadSpec, Level
+from ..errors import DistillError, check_keys
+from ..heads import check_same_output
+
+
+class DistillationLoss(nn.Module):
+    """A loss between what a student and a teacher computed on the same images.
+
+    `forward` gives one scalar tensor for each of `names`: the paper's value, without the weight of the mixture. Inputs
+    of any
+    precision are compared in float32 (float64 stays) outside autocast; the teacher's never receive gradients.
+    """
+
+    needs: ClassVar[str]
+    """"features" (one map for each pair of layers) or "predictions" (the raw head maps)."""
+    names: tuple[str, ...]
+    """The terms that `forward` returns: names of levels, or of parts."""
+
+    def forward(
+        self, student: Sequence[Tensor], teacher: Sequence[Tensor], context: DistillContext
+    ) -> dict[str, Tensor]:
+        if len(student) != len(teacher):
+            raise DistillError(f"{len(student)} maps of the student, {len(teacher)} of the teacher; expected as many")
+        device = student[0].device.type
+        with torch.autocast(device, enabled=False):
+            return self.terms([full(s) for s in student], [full(t.detach()) for t in teacher], context)
+
+    def terms(self, student: list[Tensor], teacher: list[Tensor], context: DistillContext) -> dict[str, Tensor]:
+        """The terms, from maps in full precision."""
+        raise NotImplementedError
+
+    def start_epoch(self, epoch: int) -> None:
+        """Called before each epoch; for losses that draw random numbers."""
+
+    def describe(self, index: int) -> tuple[str, int]:
+        """What stands between the maps of one pair of layers: in words, and its number of parameters."""
+        return "-", 0
+
+
+class FeatureLoss(DistillationLoss):
+    """A loss on pairs of feature maps. A subclass gives `level_loss`.
+
+    Every child module is a ModuleList with one entry for each level. `self.adapters` brings the student's map to the
+    teacher's channels before the two are compared.
+    """
+
+    needs = "features"
+
+    def __init__(self, setup: DistillSetup, adapters: Sequence[nn.Module] | None = None) -> None:
+        super().__init__()
+        if not setup.levels:
+            raise DistillError(
+                f"{type(self).__name__} compares feature maps; list student_kd_layers and teacher_kd_layers"
+            )
+        self.levels: tuple[Level, ...] = setup.levels
+        self.names = tuple(level.name for level in setup.levels)
+        if adapters is None:
+            adapters = [conv_adapter(level.student_channels, level.teacher_channels) for level in setup.levels]
+        self.adapters = nn.ModuleList(adapters)
+
+    def terms(self, student: list[Tensor], teacher: list[Tensor], context: DistillContext) -> dict[str, Tensor]:
+        terms = {}
+        for index, (level, s, t) in enumerate(zip(self.levels, student, teacher)):
+            self.check(level, s, t)
+            terms[level.name] = self.level_loss(index, self.adapters[index](s), t, context)
+        return terms
+
+    def check(self, level: Level, student: Tensor, teacher: Tensor) -> None:
+        """Refuses maps that cannot be compared."""
+        channels = (student.shape[1], teacher.shape[1])
+        same = student.shape[0] == teacher.shape[0] and student.shape[2:] == teacher.shape[2:]
+        if not same or channels != (level.student_channels, level.teacher_channels):
+            raise DistillError(
+                f"{level.name}: student layer {level.student_layer} has shape {tuple(student.shape)}, teacher layer "
+                f"{level.teacher_layer} {tuple(teacher.shape)}; expected {level.student_channels} and "
+                f"{level.teacher_channels} channels, the same images and equal strides"
+            )
+
+    def level_loss(self, index: int, student: Tensor, teacher: Tensor, context: DistillContext) -> Tensor:
+        """The scalar loss of one level; both maps are (N, C, H, W) with the teacher's channels."""
+        raise NotImplementedError
+
+    def describe(self, index: int) -> tuple[str, int]:
+        at_level = [modules[index] for modules in self.children() if isinstance(modules, nn.ModuleList)]
+        return describe_adapter(self.adapters[index]), sum(p.numel() for m in at_level for p in m.parameters())
+
+
+class PredictionLoss(DistillationLoss):
+    """A loss on the raw head maps, described by `self.student_head` and `self.teacher_head`."""
+
+    needs = "predictions"
+
+    def __init__(self, setup: DistillSetup) -> None:
+        super().__init__()
+        name = type(self).__name__
+        if setup.student_head is None or setup.teacher_head is None:
+            raise DistillError(f"{name} compares the heads' outputs; give student_head and teacher_head")
+        check_same_output(setup.student_head, setup.teacher_head, name)
+        self.student_head: HeadSpec = setup.student_head
+        self.teacher_head: HeadSpec = setup.teacher_head
+
+
+def full(x: Tensor) -> Tensor:
+    """Float32, or float64 where it is that already."""
+    return x if x.dtype == torch.float64 else x.float()
+
+
+def keywords(kind: type[DistillationLoss], settings: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """A loss's constructor keywords, from the settings of a yaml file; a reserved word (lambda) is spelt lambda_ in
+    Python.
+
+    Raises:
+        DistillError: a setting is unknown (the nearest known one is named), or is no number where one belongs.
+    """
+    parameters = inspect.signature(kind.__init__).parameters.values()
+    known = {p.name.rstrip("_"): p for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY}
+    for name, value in check_keys(settings, known, where).items():
+        if _is_number(known[name].default) and not _is_number(value):
+            raise DistillError(f"{where}: {name} is {value!r}; expected a number")
+    return {known[name].name: value for name, value in settings.items()}
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)

@@ -1,0 +1,194 @@
+"""Which student layer learns from which teacher layer, and whether the two fit: found out by a dry run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from .context import Level, level_names
+from .errors import DistillError
+from .taps import Tap, make_tap, unwrap
+
+AUTO = "auto"
+WHO = ("student", "teacher")
+Layers = Sequence[int | str]
+"""Layer indices or module names, or the word "auto"."""
+
+
+@dataclass(frozen=True)
+class TappedLayer:
+    """What the dry run measured of one layer; `shape` is (C, H, W)."""
+
+    layer: int | str
+    shape: tuple[int, int, int]
+    stride: int
+
+
+def auto_layers(
+    student_inputs: Sequence[int | str],
+    student_strides: Sequence[int],
+    teacher_inputs: Sequence[int | str],
+    teacher_strides: Sequence[int],
+) -> tuple[list[int | str], list[int | str]]:
+    """Layers feeding the two heads, paired by stride; strides that only one of them has are left out.
+
+    Args:
+        student_inputs, teacher_inputs: the layers that feed each head.
+        student_strides, teacher_strides: stride in pixels of each of them.
+
+    Raises:
+        DistillError: no stride is common.
+    """
+    teacher_of: dict[int, int | str] = {}
+    for layer, stride in zip(teacher_inputs, teacher_strides):
+        teacher_of.setdefault(stride, layer)
+    pairs = [(layer, teacher_of[s]) for layer, s in zip(student_inputs, student_strides) if s in teacher_of]
+    if not pairs:
+        raise DistillError(
+            f"auto: the student's layers have strides {list(student_strides)}, the teacher's {list(teacher_strides)}, "
+            "none in common; list student_kd_layers and teacher_kd_layers by hand"
+        )
+    return [student for student, _ in pairs], [teacher for _, teacher in pairs]
+
+
+def head_inputs(model: nn.Module, who: str) -> tuple[list[int | str], list[int]]:
+    """Indices and strides of the layers that feed a network's head, read from `model.head.f` and `model.stride`."""
+    network = unwrap(model)
+    sources = getattr(getattr(network, "head", None), "f", None)
+    strides = getattr(network, "stride", None)
+    if not isinstance(sources, list | tuple) or strides is None:
+        raise DistillError(f"{who}_kd_layers: auto needs a {who} with head.f and stride; list the layers by hand")
+    values = [int(stride) for stride in torch.as_tensor(strides).flatten().tolist()]
+    return list(sources)[: len(values)], values  # inputs of auxiliary branches come after those of the head
+
+
+def pair_layers(
+    student: nn.Module,
+    teacher: nn.Module,
+    student_layers: Layers,
+    teacher_layers: Layers,
+    taps: str,
+    image_hw: tuple[int, int],
+) -> tuple[Tap, Tap, tuple[Level, ...]]:
+    """Resolves "auto", taps both networks, runs each once, and checks that every pair has one stride.
+
+    Returns:
+        The student's tap, the teacher's tap, and the pairs.
+
+    Raises:
+        DistillError: the lists differ in length, a layer is not there or gives no map, or strides differ.
+    """
+    student_list, teacher_list = _resolve(student, teacher, student_layers, teacher_layers, taps, image_hw)
+    if len(student_list) != len(teacher_list):
+        raise DistillError(
+            f"student_kd_layers has {len(student_list)} entries {student_list}, teacher_kd_layers {len(teacher_list)} "
+            f"{teacher_list}; they are paired in order, so give both the same number"
+        )
+    student_tap = make_tap(taps, student, student_list, "student")
+    teacher_tap = make_tap(taps, teacher, teacher_list, "teacher")
+    student_found = measure(student, student_tap, image_hw, "student")
+    teacher_found = measure(teacher, teacher_tap, image_hw, "teacher")
+    for position, (s, t) in enumerate(zip(student_found, teacher_found)):
+        if s.stride != t.stride:
+            raise DistillError(_stride_message(position, s, t, [f.stride for f in student_found]))
+    names = level_names(student_list, [found.stride for found in student_found])
+    levels = tuple(
+        Level(name, s.layer, t.layer, s.shape[0], t.shape[0], s.stride)
+        for name, s, t in zip(names, student_found, teacher_found)
+    )
+    return student_tap, teacher_tap, levels
+
+
+def _stride_message(position: int, student: TappedLayer, teacher: TappedLayer, student_strides: list[int]) -> str:
+    return (
+        f"teacher_kd_layers[{position}]={teacher.layer} has stride {teacher.stride} and shape {teacher.shape}; "
+        f"student_kd_layers[{position}]={student.layer} has stride {student.stride} and shape {student.shape} "
+        f"(student strides: {', '.join(map(str, student_strides))}); pair equal strides, drop the pair, or use auto"
+    )
+
+
+def _resolve(
+    student: nn.Module,
+    teacher: nn.Module,
+    student_layers: Layers,
+    teacher_layers: Layers,
+    taps: str,
+    image_hw: tuple[int, int],
+) -> tuple[list[int | str], list[int | str]]:
+    """Both lists, with "auto" replaced by the layers that feed the head and have the other side's strides."""
+    for layers, who in ((student_layers, "student"), (teacher_layers, "teacher")):
+        if isinstance(layers, str) and layers != AUTO or not isinstance(layers, Sequence):
+            raise DistillError(f"{who}_kd_layers is {layers!r}; expected a list of layers, or auto")
+    if AUTO not in (student_layers, teacher_layers):
+        return list(student_layers), list(teacher_layers)
+
+    def inputs_and_strides(model: nn.Module, layers: Layers, who: str) -> tuple[list[int | str], list[int]]:
+        if layers == AUTO:
+            return head_inputs(model, who)
+        found = measure(model, make_tap(taps, model, layers, who), image_hw, who)
+        return list(layers), [tapped.stride for tapped in found]
+
+    sides = (
+        inputs_and_strides(student, student_layers, "student"),
+        inputs_and_strides(teacher, teacher_layers, "teacher"),
+    )
+    if teacher_layers != AUTO:  # the listed side decides the order
+        teacher_list, student_list = auto_layers(*sides[1], *sides[0])
+    else:
+        student_list, teacher_list = auto_layers(*sides[0], *sides[1])
+    for (inputs, strides), kept, listed, who in zip(
+        sides, (student_list, teacher_list), (student_layers, teacher_layers), WHO
+    ):
+        if listed != AUTO and len(kept) != len(inputs):
+            lost = next(i for i, layer in enumerate(inputs) if layer not in kept)
+            raise DistillError(
+                f"{who}_kd_layers[{lost}]={inputs[lost]} has stride {strides[lost]}, and auto found no layer of that "
+                "stride before the other network's head; drop it, or list both sides by hand"
+            )
+    return student_list, teacher_list
+
+
+def measure(model: nn.Module, tap: Tap, image_hw: tuple[int, int], who: str) -> list[TappedLayer]:
+    """Channels, sizes and strides of the tapped layers, from one pass over a black image.
+
+    The pass runs in evaluation mode without gradients, so BatchNorm statistics and the random stream stay as they are;
+    every module's mode is restored afterwards.
+    """
+    if not tap.layers:
+        return []
+    parameter = next(model.parameters())
+    image = torch.zeros(1, 3, *image_hw, device=parameter.device, dtype=parameter.dtype)
+    with evaluation_mode(model), torch.no_grad():
+        _, features = tap.run(model, image, with_head=False)
+    return [_tapped(layer, feature, image_hw, who) for layer, feature in zip(tap.layers, features)]
+
+
+def _tapped(layer: int | str, feature: object, image_hw: tuple[int, int], who: str) -> TappedLayer:
+    if not isinstance(feature, Tensor) or feature.ndim != 4:
+        raise DistillError(
+            f"layer {layer} of the {who} gives no feature map (N, C, H, W), it may be the head; choose another"
+        )
+    channels, height, width = feature.shape[1:]
+    stride = image_hw[0] // height
+    if stride * height != image_hw[0] or stride * width != image_hw[1]:
+        raise DistillError(
+            f"layer {layer} of the {who} gives a map of {height}x{width} for an image of {image_hw[0]}x{image_hw[1]}, "
+            "which is no whole stride; choose an image size that is a multiple of the largest stride"
+        )
+    return TappedLayer(layer, (channels, height, width), stride)
+
+
+@contextmanager
+def evaluation_mode(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode inside the block; every module's own mode is restored after it."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
