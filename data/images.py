@@ -29,7 +29,7 @@ _PIL_ERRORS = (OSError, SyntaxError, ValueError, struct.error, Image.Decompressi
 
 @dataclass(frozen=True, slots=True)
 class ImageCheck:
-    """Size of an image in pixels, as cv2.imread gives it; (0, 0) when it cannot be used. `kind` is "" for a sound image."""
+    """Size of an image in pixels, as cv2.imread gives it; (0, 0) if it cannot be used. `kind` is "" for a sound one."""
 
     width: int
     height: int
@@ -40,8 +40,8 @@ class ImageCheck:
 def find_images(sources: Sequence[Path]) -> tuple[list[str], list[tuple[str, str]]]:
     """Image files of folders (recursively) and .txt lists, sorted, each once.
 
-    In a list, a leading "./" stands for the list's own folder. Any other relative path counts from the working folder, or
-    from the list's folder where the first does not exist.
+    In a list, a leading "./" stands for the list's own folder. Any other relative path counts from the working folder,
+    or from the list's folder where the first does not exist.
 
     Args:
         sources: folders and .txt files.
@@ -117,7 +117,7 @@ def check_image(path: str) -> ImageCheck:
         turned = _check_by_decoding(path, "cannot be decoded")
         if turned.width:
             detail = (
-                f"orientation {orientation}; labels must be drawn on the {turned.width} x {turned.height} upright image"
+                f"orientation {orientation}; the labels must fit the upright image of {turned.width} x {turned.height}"
             )
             return ImageCheck(turned.width, turned.height, ROTATED, detail)
         return turned

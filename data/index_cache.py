@@ -1,8 +1,8 @@
 """The checked files of a data set, kept beside its labels so that the next run need not check them again.
 
 The cache is an .npz file of plain arrays and JSON text: nothing in it is ever unpickled. An entry counts only while the
-image has the size and modification time, and the label file the very bytes, that were checked. Whatever else is wrong with
-a cache file, the worst that happens is that the data set is checked again.
+image has the size and modification time, and the label file the very bytes, that were checked. Whatever else is wrong
+with a cache file, the worst that happens is that the data set is checked again.
 """
 
 from __future__ import annotations

@@ -54,8 +54,8 @@ def label_path(image_path: str) -> str:
 def parse_labels(content: bytes) -> ParsedLabels:
     """Reads a label file's bytes. A bad row is left out and noted; the good rows stay.
 
-    Coordinates up to 1e-3 outside [0, 1] are clipped and noted. A row that repeats an earlier one is left out. The class
-    is checked to be a whole number of at least 0; whether the data set has so many classes is not known here.
+    Coordinates up to 1e-3 outside [0, 1] are clipped and noted. A row that repeats an earlier one is left out. A class
+    must be a whole number of at least 0; whether the data set has so many classes is not known here.
     """
     rows: list[tuple[float, ...]] = []
     lines: list[int] = []

@@ -44,7 +44,8 @@ def build_index(
         sources: folders (searched recursively) and .txt lists of images.
         nc: number of classes; a row of a class >= nc is left out.
         single_class: make every class 0, whatever its number was.
-        cache: keep what was checked for the next run, beside the labels folder (or in ~/.cache where that is read-only).
+        cache: keep what was checked for the next run, beside the labels folder, or in ~/.cache where that
+            is read-only.
         need_boxes: a set without a single box is an error.
         prefix: what the split is called in messages, such as "train".
 
@@ -148,7 +149,7 @@ def _records(
 
 
 def _orphans(sources: Sequence[Path], entries: list[CheckedImage]) -> list[Problem]:
-    """Label files that no image of the folder belongs to. Lists choose images of a folder, so they are not looked at."""
+    """Label files of folders that belong to no image. A list chooses among images, so its folder is not looked at."""
     wanted = {label_path(entry.path) for entry in entries}
     problems = []
     for source in sources:

@@ -17,8 +17,8 @@ class ImageRecord:
         width: pixels, as cv2.imread returns the image (after the EXIF rotation).
         height: pixels, likewise.
         labels: float32 (n, 5) rows [class, cx, cy, w, h], normalised to the image; (0, 5) for a background.
-        segments: one normalised polygon, float32 (k, 2), for each row of `labels`, or () when the file holds boxes alone.
-            A plain box among polygons is its own four corners.
+        segments: one normalised polygon, float32 (k, 2), for each row of `labels`, or () when the file holds boxes
+            alone. A plain box among polygons is its own four corners.
     """
 
     path: str
