@@ -52,13 +52,13 @@ class DatasetConfig:
 def load_dataset_config(path: str | Path) -> DatasetConfig:
     """Reads a data yaml in upstream's format.
 
-    `train`, `val` and `test` each name a folder of images, a .txt list of image paths, or a list of those. They count from
-    `path:` if that is given. A relative `path:`, or an entry where there is no `path:`, is looked for below the yaml's own
-    folder, then the working folder, then this repository; the first that exists is taken. A leading `../` that leads
-    nowhere is ignored, as exports of Roboflow need it.
+    `train`, `val` and `test` each name a folder of images, a .txt list of image paths, or a list of those. They count
+    from `path:` if that is given. A relative `path:`, or an entry where there is no `path:`, is looked for below the
+    yaml's own folder, then the working folder, then this repository; the first that exists is taken. A leading `../`
+    that leads nowhere is ignored, as exports of Roboflow need it.
 
-    `names` is a list, or a mapping from 0, 1, 2, ... `nc` may be left out. A `synthetic:` mapping holds the parameters of
-    a data set that is rendered on first use, see `ensure_dataset`; its folders need not exist yet.
+    `names` is a list, or a mapping from 0, 1, 2, ... `nc` may be left out. A `synthetic:` mapping holds the parameters
+    of a data set that is rendered on first use, see `ensure_dataset`; its folders need not exist yet.
 
     Raises:
         UserError: the file is missing or not yaml; a key is unknown or missing; nc and names contradict each other; the
