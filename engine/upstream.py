@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from engine.rebuild import StandIn
+from models.config import KNOWN_KEYS
 from utils.errors import UserError
 
 MAX_DEPTH = 40  # modules inside modules, or lists inside lists; real ones reach about 10
@@ -115,7 +116,7 @@ def read_model(model: StandIn, where: str, file_size: int) -> UpstreamModel:
         family=family,
         head=head.short_name,
         num_layers=len(modules),
-        yaml={**yaml, "nc": nc},
+        yaml={**yaml, "nc": nc, "family": family},
         state_dict=state_dict(model, where, file_size),
         names=class_names(model.attributes.get("names"), nc),
         nc=nc,
@@ -226,7 +227,11 @@ def _yaml(model: StandIn, where: str) -> dict[str, Any]:
     found = model.attributes.get("yaml", model.attributes.get("md"))
     if not isinstance(found, Mapping) or not found.get("backbone"):
         raise UserError(f"{where}: the model has no architecture (no yaml in it); it cannot be built from this file")
-    return _plain_or_error(found, where)
+    kept = {key: value for key, value in found.items() if key in KNOWN_KEYS}
+    try:
+        return plain(kept)
+    except ValueError as error:
+        raise UserError(f"{where}: its architecture is {error}; it is damaged or malicious") from error
 
 
 def _hyp(model: StandIn) -> dict[str, Any]:
@@ -240,13 +245,6 @@ def _hyp(model: StandIn) -> dict[str, Any]:
                 return {}
             return found if isinstance(found, dict) else {}
     return {}
-
-
-def _plain_or_error(value: Any, where: str) -> Any:
-    try:
-        return plain(value)
-    except ValueError as error:
-        raise UserError(f"{where}: its values are {error}; it is damaged or malicious") from error
 
 
 def _class_count(value: Any, where: str) -> int:

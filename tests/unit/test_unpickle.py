@@ -1,0 +1,517 @@
+"""The restricted unpickler: what it understands, and that nothing of a malicious file runs or fills the memory."""
+
+from __future__ import annotations
+
+import argparse
+import collections
+import os
+import pathlib
+import pickle
+import struct
+import time
+import tracemalloc
+import warnings
+import zipfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from engine import archive as archive_module
+from engine import unpickle as unpickle_module
+from engine.rebuild import StandIn
+from engine.unpickle import unpickle
+from utils.errors import UserError
+
+
+def write_zip(
+    path: Path, data: bytes, storages: dict[str, bytes] | None = None, compression: int = 0, **extra: bytes
+) -> Path:
+    with zipfile.ZipFile(path, "w", compression) as z:
+        z.writestr("archive/data.pkl", data)
+        for key, raw in (storages or {}).items():
+            z.writestr(f"archive/data/{key}", raw)
+        for name, raw in extra.items():
+            z.writestr(f"archive/{name}", raw)
+    return path
+
+
+def g(module: str, name: str) -> bytes:
+    """The GLOBAL instruction."""
+    return f"c{module}\n{name}\n".encode()
+
+
+def u(text: str) -> bytes:
+    """The BINUNICODE instruction."""
+    raw = text.encode()
+    return b"X" + struct.pack("<L", len(raw)) + raw
+
+
+def integer(value: int) -> bytes:
+    return b"\x8a\x08" + struct.pack("<q", value)
+
+
+def storage(key: str = "0", kind: str = "FloatStorage", numel: int = 4) -> bytes:
+    return b"(" + u("storage") + g("torch", kind) + u(key) + u("cpu") + integer(numel) + b"tQ"
+
+
+def tensor(size: tuple[int, ...], stride: tuple[int, ...], offset: int = 0, numel: int = 4) -> bytes:
+    shape = b"(" + b"".join(map(integer, size)) + b"t(" + b"".join(map(integer, stride)) + b"t"
+    return (
+        g("torch._utils", "_rebuild_tensor_v2")
+        + b"("
+        + storage(numel=numel)
+        + integer(offset)
+        + shape
+        + b"\x89"
+        + b"NtR"
+    )
+
+
+@pytest.fixture
+def guard(tmp_path: Path) -> Iterator[Path]:
+    """A file that a malicious command would create, and a bound on time and memory."""
+    marker = tmp_path / "executed"
+    tracemalloc.start()
+    start = time.perf_counter()
+    yield marker
+    seconds = time.perf_counter() - start
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert not marker.exists(), "a command of the file was executed"
+    assert peak < 64 << 20, f"{peak >> 20} MiB"
+    assert seconds < 20
+
+
+class Runs:
+    """An object that runs a command when a common unpickler reads it."""
+
+    def __init__(self, function: Callable[..., Any], *arguments: Any) -> None:
+        self.function, self.arguments = function, arguments
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return self.function, self.arguments
+
+
+# -- what it reads -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("legacy", [False, True], ids=["zip", "legacy"])
+def test_tensors_and_plain_values(tmp_path: Path, legacy: bool) -> None:
+    base = torch.arange(24.0).reshape(4, 6)
+    content = {
+        "contiguous": base,
+        "view": base[1:3, ::2],
+        "transposed": base.t(),
+        "empty": torch.empty(0, 3),
+        "scalar": torch.tensor(7),
+        "half": torch.tensor([1.5, -2.0]).half(),
+        "bfloat16": torch.tensor([1.5, -2.0]).bfloat16(),
+        "bool": torch.tensor([True, False]),
+        "parameter": nn.Parameter(torch.ones(2)),
+        "nested": collections.OrderedDict(a=[1, 2.5, None, True], b=(1, "x"), c={1, 2}, d=frozenset(["k"])),
+        "bytes": b"\x00\xff",
+        "big": 1 << 200,
+        "size": torch.Size([2, 3]),
+    }
+    path = tmp_path / "plain.pt"
+    torch.save(content, path, _use_new_zipfile_serialization=not legacy)
+    read = unpickle(path)
+    assert read.classes == set()
+    assert list(read.content) == list(content)
+    for key, value in content.items():
+        if isinstance(value, torch.Tensor):
+            assert read.content[key].dtype == value.dtype
+            assert torch.equal(read.content[key], value), key
+        else:
+            assert read.content[key] == value, key
+    assert read.content["contiguous"].untyped_storage().data_ptr() == read.content["view"].untyped_storage().data_ptr()
+
+
+def test_modules_become_inert(tmp_path: Path) -> None:
+    module = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4))
+    path = tmp_path / "module.pt"
+    torch.save({"model": module}, path)
+    read = unpickle(path)
+    model = read.content["model"]
+    assert type(model) is StandIn and not callable(model)
+    assert model.class_name == "torch.nn.modules.container.Sequential"
+    assert {"torch.nn.modules.conv.Conv2d", "torch.nn.modules.batchnorm.BatchNorm2d"} <= read.classes
+    conv = model.attributes["_modules"]["0"]
+    assert torch.equal(conv.attributes["_parameters"]["weight"], module[0].weight)
+
+
+def test_values_beside_the_weights(tmp_path: Path) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        content = {
+            "best_fitness": np.array([0.25]),
+            "array": np.arange(6, dtype=np.int64).reshape(2, 3),
+            "fortran": np.asfortranarray(np.arange(6.0).reshape(2, 3)),
+            "number": np.float64(0.5),
+            "flag": np.bool_(True),
+            "opt": argparse.Namespace(epochs=3, data="x.yaml"),
+            "path": pathlib.PurePosixPath("/data/runs/exp"),
+            "counter": collections.Counter({3: 1}),
+            "default": collections.defaultdict(list, a=[1]),
+            "device": torch.device("cuda:0"),
+            "dtype": torch.float16,
+        }
+        torch.save(content, tmp_path / "values.pt")
+    read = unpickle(tmp_path / "values.pt").content
+    assert np.array_equal(read["best_fitness"], [0.25])
+    assert np.array_equal(read["array"], content["array"]) and read["array"].dtype == np.int64
+    assert np.array_equal(read["fortran"], content["fortran"])
+    assert read["number"] == 0.5 and read["flag"] is True
+    assert read["opt"].attributes == {"epochs": 3, "data": "x.yaml"}
+    assert read["path"] == "/data/runs/exp"
+    assert read["counter"] == {3: 1} and read["default"] == {"a": [1]}
+    assert read["device"] == "cuda:0" and read["dtype"] is torch.float16
+
+
+def test_a_replaced_method_is_a_name_only(tmp_path: Path) -> None:
+    """Fused upstream layers pickle `forward` as getattr(layer, "fuseforward")."""
+    data = (
+        b"\x80\x02}"
+        + u("forward")
+        + g("__builtin__", "getattr")
+        + g("models.common", "Conv")
+        + b")\x81"
+        + u("fuse")
+        + b"\x86Rs."
+    )
+    read = unpickle(write_zip(tmp_path / "m.pt", data))
+    assert read.content["forward"].class_name == "models.common.Conv.fuse"
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "models.yolo.Model", "models.yolo.IAuxDetect", "models.common.C3", "models.experimental.MixConv2d",
+        "ultralytics.nn.tasks.DetectionModel", "ultralytics.nn.modules.Conv", "ultralytics.nn.modules.block.C2f",
+        "ultralytics.yolo.utils.IterableSimpleNamespace", "ultralytics.utils.IterableSimpleNamespace",
+        "torch.nn.modules.activation.SiLU", "utils.activations.Hardswish",
+    ],
+)  # fmt: skip
+def test_known_classes(tmp_path: Path, name: str) -> None:
+    module, _, cls = name.rpartition(".")
+    data = b"\x80\x02" + g(module, cls) + b")\x81}" + u("nc") + b"K\x03sb."
+    read = unpickle(write_zip(tmp_path / "c.pt", data))
+    assert read.content.class_name == name
+    assert read.content.attributes == {"nc": 3}
+    assert read.classes == {name}
+
+
+# -- what it refuses ---------------------------------------------------------------------------------------------------
+
+
+def malicious_pickles(marker: Path) -> dict[str, bytes]:
+    command = f"touch {marker}"
+    call = u(command) + b"\x85R"
+    system = g("os", "system")
+    conv = g("models.common", "Conv") + b")\x81"
+    return {
+        "reduce": pickle.dumps(Runs(os.system, command), 2),
+        "stack global": pickle.dumps(Runs(os.system, command), 4),
+        "text protocol": pickle.dumps(Runs(os.system, command), 0),
+        "inst": f"(S'{command}'\nios\nsystem\n.".encode(),
+        "obj": b"(" + system + u(command) + b"o.",
+        "builtin eval": g("builtins", "eval") + call + b".",
+        "builtin exec": g("__builtin__", "exec") + call + b".",
+        "getattr of a module": g("builtins", "getattr") + g("os", "path") + u("join") + b"\x86R.",
+        "getattr of a class": g("builtins", "getattr") + g("models.common", "Conv") + u("__init__") + b"\x86R.",
+        "hidden in a module": b"}" + u("model") + conv + b"}" + u("hook") + system + call + b"sbs.",
+        "a dotted name": b"\x80\x04" + u("models.common") + u("Conv.__init__.__globals__") + b"\x93.",
+        "a path as a name": g("models/../os", "system") + call + b".",
+        "setstate": b"}" + u("__setstate__") + system + b"s" + conv + b"\x85R.",
+        "new object of a function": system + u(command) + b"\x85\x81.",
+        "new object with keywords": b"\x80\x04" + g("models.common", "Conv") + b")}" + u("a") + b"K\x01s\x92.",
+        "extension code": b"\x80\x02\x82\x01.",
+        "extension code 4": b"\x80\x02\x84\x01\x00\x00\x00.",
+        "persistent id": u("storage") + b"Q.",
+        "persistent text": b"Pos.system\n.",
+        "persistent tuple": b"(" + u("module") + g("torch", "FloatStorage") + u("0") + u("cpu") + b"K\x01tQ.",
+        "nested pickle": g("pickle", "loads") + u("x") + b"\x85R.",
+        "nested archive": g("torch.serialization", "load") + u("x.pt") + b"\x85R.",
+        "storage from bytes": g("torch.storage", "_load_from_bytes") + u("x") + b"\x85R.",
+        "jit": g("torch.jit", "load") + u("x") + b"\x85R.",
+        "subprocess": g("subprocess", "Popen") + call + b".",
+        "runpy": g("runpy", "run_path") + call + b".",
+        "import": g("builtins", "__import__") + u("os") + b"\x85R.",
+        "numpy loader": g("numpy", "load") + u("x.npy") + b"\x85R.",
+        "object array": g("numpy", "dtype") + u("O8") + b"\x89\x88\x87R.",
+        "builds a class": g("models.common", "Conv") + b"}" + u("forward") + system + b"sb.",
+        "calls a string": u("os.system") + call + b".",
+        "calls a stand-in": conv + call + b".",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("name", sorted(malicious_pickles(Path("x"))))
+@pytest.mark.parametrize("legacy", [False, True], ids=["zip", "legacy"])
+def test_nothing_is_executed(tmp_path: Path, guard: Path, name: str, legacy: bool) -> None:
+    data = malicious_pickles(guard)[name]
+    path = tmp_path / "evil.pt"
+    if legacy:
+        head = archive_module.LEGACY_MAGIC + pickle.dumps(1001, 2) + pickle.dumps({"little_endian": True}, 2)
+        path.write_bytes(head + data + pickle.dumps([], 2))
+    else:
+        write_zip(path, data)
+    with pytest.raises(UserError) as error:
+        unpickle(path)
+    assert "\n" not in str(error.value)
+    assert "nothing of it was run" in str(error.value)
+
+
+def test_all_refused_names_are_listed(tmp_path: Path, guard: Path) -> None:
+    data = b"(" + g("os", "system") + u("x") + b"\x85R" + g("shutil", "rmtree") + g("models.yolo", "Model") + b"t."
+    with pytest.raises(UserError, match=r"it names os\.system, shutil\.rmtree, which no supported"):
+        unpickle(write_zip(tmp_path / "evil.pt", data))
+
+
+def test_harmless_reading_of_the_same_names_as_text(tmp_path: Path) -> None:
+    """Text that looks like a command is text."""
+    assert unpickle(write_zip(tmp_path / "t.pt", b"\x80\x02" + u("os.system") + b".")).content == "os.system"
+
+
+# -- bombs -------------------------------------------------------------------------------------------------------------
+
+
+def bombs() -> dict[str, bytes]:
+    big = u("x" * 1_000_000)
+    return {
+        "tensor beyond its storage": tensor((1000,), (1,)),
+        "tensor with an offset beyond": tensor((4,), (1,), offset=1),
+        "negative size": tensor((-1,), (1,)),
+        "negative stride": tensor((4,), (-1,), offset=3),
+        "negative offset": tensor((4,), (1,), offset=-4),
+        "endless repetition": tensor((1 << 40,), (0,)),
+        "product overflow": tensor((1 << 32, 1 << 32), (0, 0)),
+        "many dimensions": tensor((1,) * 200, (1,) * 200),
+        "storage larger than the file": tensor((4,), (1,), numel=1 << 40),
+        "negative storage": tensor((1,), (1,), numel=-4),
+        "missing storage": b"(" + u("storage") + g("torch", "FloatStorage") + u("9") + u("cpu") + b"K\x01tQ",
+        "storage path": b"(" + u("storage") + g("torch", "FloatStorage") + u("../data.pkl") + u("cpu") + b"K\x01tQ",
+        "huge declared text": b"X\xff\xff\xff\x7fabc",
+        "huge declared bytes": b"\x80\x04\x8e" + struct.pack("<Q", 1 << 60) + b"abc",
+        "huge declared number": b"\x8b\xff\xff\xff\x7f1",
+        "huge frame": b"\x80\x04\x95" + struct.pack("<Q", 1 << 60),
+        "copies of text": big + b"q\x000" + (g("_codecs", "encode") + b"h\x00" + u("latin1") + b"\x86R") * 100,
+        "copies of a list": b"](" + b"N" * 100_000 + b"eq\x000" + (g("builtins", "list") + b"h\x00\x85R") * 400,
+        "copies of a state": b"}q\x00(" + b"".join(u(str(i)) + b"N" for i in range(20_000)) + b"u0"
+        + (g("models.common", "Conv") + b")\x81h\x00b") * 400,
+        "numpy shape": g("numpy.core.multiarray", "_reconstruct") + g("numpy", "ndarray") + b"K\x00\x85" + u("b")
+        + b"\x87R(" + b"K\x01" + integer(1 << 40) + b"\x85" + g("numpy", "dtype") + u("f8") + b"\x89\x88\x87R\x89"
+        + g("_codecs", "encode") + u("abc") + u("latin1") + b"\x86Rtb",
+        "recursive tuple as a key": b"}" + b")" + b"\x85" * 50_000 + b"Ns",
+        "deep tuple in a set": b"\x80\x04\x8f(" + b")" + b"\x85" * 50_000 + b"\x90",
+        "empty stack": b"0",
+        "no stop": b"N",
+        "unknown memo": b"h\x07",
+        "unknown opcode": b"\xff",
+        "append to a tuple": b")Na",
+        "items of a list": b"]NNs",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("name", sorted(bombs()))
+def test_bombs_are_refused_before_they_grow(tmp_path: Path, guard: Path, name: str) -> None:
+    stop = b"" if name == "no stop" else b"."
+    path = write_zip(tmp_path / "bomb.pt", bombs()[name] + stop, {"0": bytes(16)})
+    with pytest.raises(UserError, match="damaged or malicious"):
+        unpickle(path)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"N" + b"\x85" * 100_000 + b".",  # a hundred thousand tuples inside each other
+        b"]" * 50_000 + b"a" * 49_999 + b".",  # lists
+        b"]q\x00h\x00a.",  # a list inside itself
+        b"Nr\xff\xff\xff\x7f.",  # a memo index of two thousand million
+        b"]" + b"".join(b"q" + bytes([i]) + b"]h" + bytes([i]) + b"ah" + bytes([i]) + b"a" for i in range(40)) + b".",
+    ],
+    ids=["deep tuples", "deep lists", "recursive list", "memo index", "doubling lists"],
+)
+def test_harmless_curiosities_stay_small(tmp_path: Path, guard: Path, data: bytes) -> None:
+    unpickle(write_zip(tmp_path / "odd.pt", data))
+
+
+def test_too_many_instructions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(unpickle_module, "MAX_OPCODES", 100)
+    with pytest.raises(UserError, match="more than 100 instructions"):
+        unpickle(write_zip(tmp_path / "long.pt", b"N0" * 60 + b"N."))
+
+
+def test_repeated_views_that_yolov5_leaves_behind(tmp_path: Path) -> None:
+    """Anchor grids are stored as one small storage, expanded over the grid."""
+    torch.save({"grid": torch.arange(6.0).view(1, 3, 1, 1, 2).expand(1, 3, 80, 80, 2)}, tmp_path / "grid.pt")
+    grid = unpickle(tmp_path / "grid.pt").content["grid"]
+    assert grid.shape == (1, 3, 80, 80, 2) and grid[0, 2, 79, 5].tolist() == [4.0, 5.0]
+
+
+# -- the container -----------------------------------------------------------------------------------------------------
+
+
+def test_compressed_entries_are_refused(tmp_path: Path, guard: Path) -> None:
+    """150 MB of zeros in a small file."""
+    path = tmp_path / "bomb.pt"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as z:
+        z.writestr("archive/data.pkl", tensor((4,), (1,), numel=37_500_000) + b".")
+        with z.open("archive/data/0", "w") as entry:
+            for _ in range(150):
+                entry.write(bytes(1_000_000))
+    tracemalloc.reset_peak()
+    with pytest.raises(UserError, match="is compressed"):
+        unpickle(path)
+
+
+def _claim_size(path: Path, name: bytes, size: int) -> None:
+    """Rewrites an entry's sizes in the zip directory."""
+    raw = bytearray(path.read_bytes())
+    position = raw.rfind(name) - 46
+    assert raw[position : position + 4] == b"PK\x01\x02"
+    raw[position + 20 : position + 28] = struct.pack("<LL", size, size)
+    path.write_bytes(raw)
+
+
+def test_an_entry_that_claims_more_than_the_file(tmp_path: Path, guard: Path) -> None:
+    path = write_zip(tmp_path / "claim.pt", tensor((4,), (1,), numel=1 << 28) + b".", {"0": bytes(16)})
+    _claim_size(path, b"archive/data/0", 1 << 30)
+    with pytest.raises(UserError, match="claim more than the"):
+        unpickle(path)
+
+
+def test_entries_that_overlap(tmp_path: Path, guard: Path) -> None:
+    """Every entry points at the same bytes, so that a small file claims a lot."""
+    path = write_zip(tmp_path / "overlap.pt", b"N.", {str(i): bytes(1000) for i in range(20)})
+    for i in range(20):
+        _claim_size(path, f"archive/data/{i}PK".encode() if i < 19 else b"archive/data/19PK", 20_000)
+    with pytest.raises(UserError, match="claim more than the"):
+        unpickle(path)
+
+
+@pytest.mark.parametrize("name", ["archive/../../etc/passwd", "/etc/passwd", "archive/a\\b", "other/data.pkl"])
+def test_path_tricks(tmp_path: Path, name: str) -> None:
+    path = write_zip(tmp_path / "p.pt", b"N.")
+    with zipfile.ZipFile(path, "a") as z:
+        z.writestr(name, b"x")
+    with pytest.raises(UserError, match="is not one that PyTorch writes"):
+        unpickle(path)
+
+
+def test_duplicate_entries(tmp_path: Path) -> None:
+    path = write_zip(tmp_path / "d.pt", b"N.")
+    with zipfile.ZipFile(path, "a") as z, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        z.writestr("archive/data.pkl", b"cos\nsystem\n.")
+    with pytest.raises(UserError, match="two entries are named"):
+        unpickle(path)
+
+
+def test_too_many_entries_and_too_large_a_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write_zip(tmp_path / "many.pt", b"N.", {str(i): b"" for i in range(50)})
+    monkeypatch.setattr(archive_module, "MAX_ENTRIES", 40)
+    with pytest.raises(UserError, match="51 entries, at most 40"):
+        unpickle(path)
+    monkeypatch.setattr(archive_module, "MAX_DIRECTORY_BYTES", 1000)
+    with pytest.raises(UserError, match="zip directory of"):
+        unpickle(path)
+
+
+def test_too_large_a_pickle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(archive_module, "MAX_PICKLE_BYTES", 10)
+    with pytest.raises(UserError, match="larger than any checkpoint's"):
+        unpickle(write_zip(tmp_path / "large.pt", b"N0" * 10 + b"N."))
+
+
+def test_a_changed_byte_is_noticed(tmp_path: Path) -> None:
+    path = tmp_path / "bit.pt"
+    torch.save({"w": torch.full((64,), 1.25)}, path)
+    raw = path.read_bytes()
+    position = raw.index(struct.pack("<f", 1.25) * 8)
+    path.write_bytes(raw[:position] + b"\x01" + raw[position + 1 :])
+    with pytest.raises(UserError, match="cannot be read"):
+        unpickle(path)
+
+
+def test_a_storage_under_two_types(tmp_path: Path) -> None:
+    data = b"(" + storage("0", "FloatStorage", 4) + storage("0", "IntStorage", 4) + b"t."
+    with pytest.raises(UserError, match="declared with two types"):
+        unpickle(write_zip(tmp_path / "t.pt", data, {"0": bytes(16)}))
+
+
+# -- files that are something else -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "is empty"),
+        (b"hello, I am a text file\n", "is not a PyTorch checkpoint"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:abc", "git lfs pull"),
+        (b"<!DOCTYPE html><html>Too many users have downloaded this file", "web page"),
+        (b"\n<html>", "web page"),
+        (b"PK\x03\x04" + bytes(100), "cut short"),
+        (pickle.dumps({"a": 1}, 2), "is not a PyTorch checkpoint"),
+    ],
+)
+def test_other_files(tmp_path: Path, content: bytes, message: str) -> None:
+    path = tmp_path / "other.pt"
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=message) as error:
+        unpickle(path)
+    assert "\n" not in str(error.value) and "other.pt" in str(error.value)
+
+
+@pytest.mark.parametrize("share", [0.2, 0.5, 0.9, 0.999])
+@pytest.mark.parametrize("legacy", [False, True], ids=["zip", "legacy"])
+def test_truncated_files(tmp_path: Path, share: float, legacy: bool) -> None:
+    path = tmp_path / "cut.pt"
+    torch.save({"w": torch.zeros(1000)}, path, _use_new_zipfile_serialization=not legacy)
+    raw = path.read_bytes()
+    path.write_bytes(raw[: int(len(raw) * share)])
+    with pytest.raises(UserError, match="cut short|damaged"):
+        unpickle(path)
+
+
+def test_missing_file_folder_and_zip_of_something_else(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="does not exist"):
+        unpickle(tmp_path / "none.pt")
+    with pytest.raises(UserError, match="is a folder"):
+        unpickle(tmp_path)
+    with zipfile.ZipFile(tmp_path / "other.zip", "w") as z:
+        z.writestr("docs/readme.txt", "x")
+    with pytest.raises(UserError, match=r"has no data\.pkl"):
+        unpickle(tmp_path / "other.zip")
+
+
+def test_torchscript_is_named(tmp_path: Path) -> None:
+    path = write_zip(tmp_path / "script.pt", b"N.", None, **{"constants.pkl": b"N."})
+    with pytest.raises(UserError, match="TorchScript"):
+        unpickle(path)
+
+
+def test_random_damage_never_escapes(tmp_path: Path) -> None:
+    """Whatever bytes are changed: a value, or one clear error."""
+    torch.save({"model": nn.Sequential(nn.Conv2d(3, 4, 1)), "x": np.array([1.0])}, tmp_path / "ok.pt")
+    with zipfile.ZipFile(tmp_path / "ok.pt") as z:
+        names = z.namelist()
+        data = z.read(next(n for n in names if n.endswith("data.pkl")))
+        storages = {n.rpartition("/")[2]: z.read(n) for n in names if "/data/" in n}
+    rng = np.random.default_rng(0)
+    outcomes = set()
+    for _ in range(400):
+        changed = bytearray(data)
+        for position in rng.integers(0, len(data), 3):
+            changed[position] = rng.integers(256)
+        path = write_zip(tmp_path / "changed.pt", bytes(changed), storages)
+        try:
+            unpickle(path)
+            outcomes.add("read")
+        except UserError:
+            outcomes.add("refused")
+    assert outcomes == {"read", "refused"}
