@@ -70,8 +70,9 @@ def draw_boxes(
         thickness: of the lines in pixels.
     """
     canvas = np.ascontiguousarray(image).copy()
-    line = thickness or max(round(sum(canvas.shape[:2]) / 2 * 0.0025), 1)
-    font = _font(max(round(sum(canvas.shape[:2]) / 2 * 0.02), 11))
+    side = sum(canvas.shape[:2]) / 2
+    line = thickness or max(round(side * 0.0035), 1)
+    font = _font(max(round(side * 0.023), 11))
     colors = [class_color(int(index)) for index in (np.zeros(len(boxes_xyxy)) if classes is None else classes)]
     corners = np.asarray(boxes_xyxy).reshape(-1, 4).round().astype(int).tolist()
     for (x1, y1, x2, y2), color in zip(corners, colors):
@@ -82,9 +83,7 @@ def draw_boxes(
     return canvas
 
 
-def _draw_caption(
-    canvas: np.ndarray, text: str, x: int, y: int, color: tuple[int, int, int], font: Any, fill: bool = True
-) -> None:
+def _draw_caption(canvas: np.ndarray, text: str, x: int, y: int, color: tuple[int, int, int], font: Any) -> None:
     """Writes a caption above (x, y), or below where there is no room, moved into the image."""
     from PIL import Image, ImageDraw
 
@@ -94,8 +93,7 @@ def _draw_caption(
     top = y - box_h if y >= box_h else y
     left, top = max(min(x, width - box_w), 0), max(min(top, height - box_h), 0)
     patch = canvas[top : top + box_h, left : left + box_w]
-    if fill:
-        patch[:] = color
+    patch[:] = color
     dark = 0.114 * color[0] + 0.587 * color[1] + 0.299 * color[2] > 150  # black letters on light colours
     picture = Image.fromarray(patch)
     ImageDraw.Draw(picture).text((descent // 2, 0), text, font=font, fill=(0, 0, 0) if dark else (255, 255, 255))
@@ -239,6 +237,8 @@ def plot_results(csv_path: str | Path) -> None:
         for axis, (title, lines) in zip(axes.flat, panels.items()):
             for label, column in lines.items():
                 known = ~np.isnan(columns[column])
+                if not known.any():
+                    continue
                 style = "--" if column.startswith("val/") else "-"
                 marker = "o" if known.sum() == 1 else None
                 axis.plot(epochs[known], columns[column][known], style, marker=marker, linewidth=1.5, label=label)
@@ -250,8 +250,8 @@ def plot_results(csv_path: str | Path) -> None:
                 axis.legend(fontsize=7, frameon=False)
         for axis in axes.flat[len(panels) :]:
             axis.set_axis_off()
-        for axis in axes[-1]:
-            axis.set_xlabel("epoch" + (f" (best: {best:g})" if best is not None else ""), fontsize=8)
+        caption = "epoch" if best is None else f"epoch (dotted: the best, {best:g})"
+        axes[0, 0].figure.supxlabel(caption, fontsize=9)
 
 
 def _best_epoch(columns: Mapping[str, np.ndarray], epochs: np.ndarray) -> float | None:
