@@ -21,7 +21,7 @@ import torch
 
 from engine.transfer import TransferReport, transfer_weights
 from engine.unpickle import Unpickled, unpickle
-from engine.upstream import class_names, find_models, plain, read_model
+from engine.upstream import class_names, find_models, pixel_anchors, plain, read_model
 from utils.errors import UserError
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ __all__ = [
 FORMAT = "yolo-distill"
 FORMAT_VERSION = 1
 MODEL_KEYS = ("yaml", "state_dict", "names", "nc", "stride", "family")
-DERIVED_TENSORS = ("anchor_grid",)  # upstream stores it in some versions, and it follows from the anchors
+DERIVED_TENSORS = ("anchor_grid",)  # stored by some versions of upstream; it follows from the anchors
 
 
 @dataclass
@@ -137,16 +137,19 @@ def _own(path: Path, unpickled: Unpickled, where: str) -> Checkpoint:
     ):
         raise UserError(f"{where} is damaged: its entries are not those of a checkpoint of ours; use another copy")
     known = ("format", "format_version", "model", "hyp", "epoch", "best_fitness", "training")
-    nc = model["nc"]
+    nc, stride = model["nc"], [float(s) for s in model.get("stride") or ()]
     return Checkpoint(
         path=path,
         kind="own",
-        family=str(model.get("family") or ""),
+        family=str(model.get("family") or model["yaml"].get("family") or ""),
         yaml=dict(model["yaml"]),
         state_dict=_float32(model["state_dict"]),
         names=class_names(model.get("names"), nc),
         nc=nc,
-        stride=[float(s) for s in model.get("stride") or ()],
+        stride=stride,
+        anchors=next(
+            (pixel_anchors(t, stride) for k, t in model["state_dict"].items() if k.endswith(".anchors")), None
+        ),
         raw_state_dict=training.get("state_dict"),
         hyp=dict(content.get("hyp") or {}),
         epoch=int(content.get("epoch", -1)),
@@ -308,10 +311,11 @@ def load_model(path: str | Path, device: str | torch.device = "cpu", fuse: bool 
 
     checkpoint = load_checkpoint(path)
     model = Model(checkpoint.yaml, nc=checkpoint.nc)
+    if not any(".bn." in key for key in checkpoint.state_dict):  # saved after BatchNorm was folded away
+        model.fuse()
     report = transfer_weights(model, checkpoint.state_dict)
     unused = [key for key in report.unused if not key.endswith(DERIVED_TENSORS)]
-    missing = [key for key in report.missing if not key.endswith(DERIVED_TENSORS)]
-    if report.mismatched or missing or unused:
+    if not report.complete or unused:
         raise UserError(f"checkpoint {str(path)!r} does not fill the model that it describes; {_first_faults(report)}")
     model.names = list(checkpoint.names)
     model.to(device).eval()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -261,10 +261,19 @@ def _numbers(value: Any) -> list[float]:
 
 
 def _anchors(head: StandIn, stride: list[float]) -> list[list[float]] | None:
-    """Anchors in pixels: the buffer is in units of the level's stride."""
     buffers = head.attributes.get("_buffers")
     anchors = buffers.get("anchors") if isinstance(buffers, Mapping) else None
-    if not isinstance(anchors, torch.Tensor) or anchors.dim() != 3 or len(anchors) != len(stride):
+    return pixel_anchors(anchors, stride) if isinstance(anchors, torch.Tensor) else None
+
+
+def pixel_anchors(anchors: torch.Tensor, stride: Sequence[float]) -> list[list[float]] | None:
+    """Anchors in pixels, a list [w, h, w, h, ...] a level, from the head's buffer in units of each level's stride.
+
+    Args:
+        anchors: (num_levels, na, 2).
+        stride: of each level.
+    """
+    if anchors.dim() != 3 or len(anchors) != len(stride):
         return None
-    pixels = anchors.float() * torch.tensor(stride).view(-1, 1, 1)  # (nl, na, 2)
+    pixels = anchors.float() * torch.tensor(stride).view(-1, 1, 1)  # (num_levels, na, 2)
     return [level.flatten().tolist() for level in pixels]
