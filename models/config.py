@@ -1,0 +1,212 @@
+"""Reading and checking an architecture: a yaml in the upstream repositories' format, or the dict of one."""
+
+from __future__ import annotations
+
+import copy
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from models.registry import YOLOV7_ONLY
+from utils.errors import UserError, unknown_name
+from utils.logging import LOGGER
+from utils.yaml_io import check_keys, load_yaml
+
+FAMILIES = ("yolov5", "yolov7", "yolov8", "mobile")
+REQUIRED_KEYS = ("nc", "backbone", "head")
+KNOWN_KEYS = (
+    *REQUIRED_KEYS,
+    "anchors",
+    "depth_multiple",
+    "width_multiple",
+    "max_channels",
+    "scales",
+    "scale",
+    "activation",
+    "ch",
+    "channels",
+    "family",
+    "yaml_file",
+    "names",
+    "inplace",
+    "task",
+)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the yaml's backbone or head.
+
+    Attributes:
+        index: of the layer.
+        source: the layers it reads, -1 for the one before.
+        repeats: before the depth multiple.
+        module: name of the block.
+        arguments: as written.
+    """
+
+    index: int
+    source: int | list[int]
+    repeats: int
+    module: str
+    arguments: list[Any]
+
+    @property
+    def sources(self) -> list[int]:
+        """`source` as a list."""
+        return self.source if isinstance(self.source, list) else [self.source]
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """A checked architecture.
+
+    Attributes:
+        where: what to call it in an error.
+        yaml: the complete dict; building from it gives the same architecture.
+        rows: the layers.
+        depth, width, max_channels: multiples of repeats and widths, and the bound of widths before the multiple.
+        family: one of FAMILIES; decides how a few blocks and heads are meant.
+    """
+
+    where: str
+    yaml: dict[str, Any]
+    rows: list[Row]
+    depth: float
+    width: float
+    max_channels: float
+    family: str
+
+    @property
+    def num_classes(self) -> int:
+        return self.yaml["nc"]
+
+    @property
+    def in_channels(self) -> int:
+        return self.yaml["ch"]
+
+
+def read_model_config(
+    cfg: str | Path | Mapping[str, Any],
+    ch: int = 3,
+    nc: int | None = None,
+    anchors: int | Sequence[Sequence[float]] | None = None,
+) -> ModelConfig:
+    """Reads an architecture and checks everything that can be checked before building it.
+
+    Args:
+        cfg: path of a yaml, or its content.
+        ch: channels of the image, unless the content records them.
+        nc: replaces the number of classes.
+        anchors: replaces the anchors: a list a level of w, h, w, h, ... in pixels, or their number a level.
+
+    Raises:
+        UserError: names the yaml, the layer, and what is wrong.
+    """
+    if isinstance(cfg, Mapping):
+        content, where = copy.deepcopy(dict(cfg)), "architecture"
+        stem = Path(str(content.get("yaml_file", ""))).stem
+    else:
+        content, where = load_yaml(cfg, "architecture"), f"architecture {str(cfg)!r}"
+        stem = Path(cfg).stem
+    check_keys(content, KNOWN_KEYS, where)
+    for key in REQUIRED_KEYS:
+        if content.get(key) is None:
+            raise UserError(f"{where}: the key {key!r} is missing; add it")
+    if nc is not None:
+        content["nc"] = nc
+    if anchors is not None:
+        content["anchors"] = round(anchors) if isinstance(anchors, int | float) else [list(level) for level in anchors]
+    if not isinstance(content["nc"], int) or content["nc"] < 1:
+        raise UserError(f"{where}: nc is {content['nc']!r}; give a number of classes of at least 1")
+    content.setdefault("ch", content.get("channels") or ch)
+    rows = _read_rows(content, where)
+    depth, width, max_channels = _read_multiples(content, stem, where)
+    family = content.setdefault("family", infer_family(rows))
+    if family not in FAMILIES:
+        raise unknown_name("family", str(family), FAMILIES, where)
+    return ModelConfig(where, content, rows, depth, width, max_channels, family)
+
+
+def infer_family(rows: Sequence[Row]) -> str:
+    """The family of an architecture, from its head and blocks."""
+    head = rows[-1]
+    if head.module == "Detect" and len(head.arguments) < 2:
+        return "yolov8"
+    if all(rows[index].module == "nn.Conv2d" for index in _absolute(head)):
+        return "mobile"
+    if head.module != "Detect" or any(row.module in YOLOV7_ONLY for row in rows):
+        return "yolov7"
+    return "yolov5"
+
+
+def _absolute(row: Row) -> list[int]:
+    return [source if source >= 0 else row.index + source for source in row.sources]
+
+
+def _read_rows(content: Mapping[str, Any], where: str) -> list[Row]:
+    for key in ("backbone", "head"):
+        if not isinstance(content[key], list) or not content[key]:
+            raise UserError(f"{where}: {key!r} must be a list of [from, number, module, args] rows")
+    return [_read_row(index, row, where) for index, row in enumerate(content["backbone"] + content["head"])]
+
+
+def _read_row(index: int, row: Any, where: str) -> Row:
+    where = f"{where}, layer {index}"
+    if not isinstance(row, list) or len(row) != 4:
+        raise UserError(f"{where}: a row must be [from, number, module, args], found {row!r}")
+    source, repeats, module, arguments = row
+    if not isinstance(module, str):
+        raise UserError(f"{where}: the module must be a name, found {module!r}")
+    if isinstance(repeats, bool) or not isinstance(repeats, int) or repeats < 1:
+        raise UserError(
+            f"{where} ({module}): the number of repeats must be an integer of at least 1, found {repeats!r}"
+        )
+    if not isinstance(arguments, list):
+        raise UserError(f"{where} ({module}): the arguments must be a list, found {arguments!r}")
+    sources = source if isinstance(source, list) else [source]
+    if not sources:
+        raise UserError(f"{where} ({module}): reads from no layer; list the layers it reads")
+    for one in sources:
+        if isinstance(one, bool) or not isinstance(one, int):
+            raise UserError(f"{where} ({module}): from must be layer indices, found {one!r}")
+        lowest = -max(index, 1)
+        if not lowest <= one < index:
+            problem = "points forward, to a layer that" if one >= index else "points before the first layer;"
+            reason = "is not computed yet" if one >= index else f"the lowest here is {lowest}"
+            raise UserError(f"{where} ({module}): from {one} {problem} {reason}")
+    return Row(index, source, repeats, module, arguments)
+
+
+def _read_multiples(content: dict[str, Any], stem: str, where: str) -> tuple[float, float, float]:
+    """Depth multiple, width multiple and the bound of widths, from the scale where the yaml has several."""
+    if "scales" in content:
+        scale = content.setdefault("scale", _scale_of(content["scales"], stem, where))
+        if scale not in content["scales"]:
+            raise unknown_name("scale", str(scale), content["scales"], where)
+        values = content["scales"][scale]
+    else:
+        values = [
+            content.get("depth_multiple", 1.0),
+            content.get("width_multiple", 1.0),
+            content.get("max_channels", math.inf),
+        ]
+    if len(values) != 3 or not all(isinstance(v, int | float) and not isinstance(v, bool) and v > 0 for v in values):
+        raise UserError(
+            f"{where}: depth, width multiple and widest layer must be three positive numbers, found {values}"
+        )
+    return values[0], values[1], values[2]
+
+
+def _scale_of(scales: Any, stem: str, where: str) -> str:
+    if not isinstance(scales, dict) or not scales:
+        raise UserError(f"{where}: scales must map a letter to [depth, width, max_channels]")
+    match = re.search(r"yolo(?:v)?\d+([a-z])", stem)
+    if match and match.group(1) in scales:
+        return match.group(1)
+    first = next(iter(scales))
+    LOGGER.warning("%s names no scale; taking %r of %s", where, first, ", ".join(scales))
+    return first

@@ -1,0 +1,253 @@
+"""From an architecture's rows to layers."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from models.arguments import make_default_activation, resolve_argument
+from models.config import ModelConfig, Row
+from models.heads.anchor import Detect, IAuxDetect, IDetect, MapDetect
+from models.heads.anchor_free import AnchorFreeDetect
+from models.heads.base import DetectionHead
+from models.registry import Block, known_blocks
+from utils.errors import UserError, unknown_name
+
+PROBE_SIZE = 256
+ANCHOR_HEADS: dict[str, type[Detect]] = {"Detect": Detect, "IDetect": IDetect, "IAuxDetect": IAuxDetect}
+CLASS_MARGINS = {"yolov5": 0.99999, "yolov7": 0.99, "mobile": 0.99}
+BATCHNORM_EPS = {"mobile": 1e-4}
+DEFAULT_ACTIVATIONS = {"mobile": "nn.LeakyReLU(0.1)"}
+
+
+def absolute_sources(row: Row) -> list[int]:
+    """Indices of the layers that a row reads; -1 at layer 0 is the image."""
+    return [source if source >= 0 else row.index + source for source in row.sources]
+
+
+def gather_inputs(source: int | list[int], x: Any, outputs: Sequence[Any]) -> Any:
+    """What a layer reads: the output before it, a kept one, or a list of these.
+
+    Args:
+        source: the layer's `f`.
+        x: output of the layer before.
+        outputs: of all layers so far, None where not kept.
+    """
+    if isinstance(source, int):
+        return x if source == -1 else outputs[source]
+    return [x if one == -1 else outputs[one] for one in source]
+
+
+class _Names:
+    """What argument strings of a yaml can refer to."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        self.where = config.where
+        self.num_classes = config.num_classes
+        anchors = config.yaml.get("anchors")
+        self.anchors = anchors
+        self.anchors_per_level: int | None = None
+        if isinstance(anchors, int):
+            self.anchors_per_level = anchors
+        elif anchors is not None:
+            self._check(anchors)
+            self.anchors_per_level = len(anchors[0]) // 2
+
+    def _check(self, anchors: Any) -> None:
+        well_formed = isinstance(anchors, list) and anchors and all(isinstance(level, list) for level in anchors)
+        if not well_formed or len({len(level) for level in anchors}) != 1 or len(anchors[0]) % 2 or not anchors[0]:
+            raise UserError(
+                f"{self.where}: anchors must be one list a level of w, h, w, h, ... in pixels, of equal lengths; "
+                f"found {anchors!r}"
+            )
+
+    def table(self) -> dict[str, Any]:
+        known: dict[str, Any] = {"nc": self.num_classes}
+        if self.anchors is not None:
+            known |= {"anchors": self.anchors, "na": self.anchors_per_level}
+        return known
+
+    def unscaled_width(self) -> int:
+        """The width that stands for the head's outputs and is not scaled, in this family's rule."""
+        if self.anchors_per_level is None:
+            return self.num_classes
+        return self.anchors_per_level * (self.num_classes + 5)
+
+
+def build_layers(config: ModelConfig, strides: Sequence[float] | None = None) -> nn.Sequential:
+    """Builds all layers; each has `.i` (index), `.f` (what it reads) and `.type` (name of its block).
+
+    Args:
+        config: the architecture.
+        strides: of the head's levels; ones where not known yet.
+
+    Raises:
+        UserError: names the yaml, the layer, and what is wrong.
+    """
+    names = _Names(config)
+    blocks = known_blocks(config.family)
+    widths: list[int] = []
+    layers: list[nn.Module] = []
+    for row in config.rows:
+        inputs = [widths[source] if row.index else config.in_channels for source in absolute_sources(row)]
+        where = f"{config.where}, layer {row.index} ({row.module})"
+        is_last = row.index == len(config.rows) - 1
+        if is_last != (row.module in ANCHOR_HEADS):
+            heads = ", ".join(ANCHOR_HEADS)
+            if is_last:
+                raise UserError(f"{where}: the last layer must be a detection head; known: {heads}")
+            raise UserError(f"{where}: a detection head must be the last layer")
+        if is_last:
+            layer: nn.Module = _build_head(config, row, inputs, names, strides, where)
+        else:
+            name = row.module.removeprefix("torch.")
+            if name not in blocks:
+                raise unknown_name("block", row.module, [*blocks, *ANCHOR_HEADS], where)
+            layer, width = _build_block(blocks[name], row, inputs, names, config, where)
+            widths.append(width)
+        layer.i, layer.f, layer.type = row.index, row.source, row.module.split(".")[-1]  # type: ignore[assignment]
+        layers.append(layer)
+    model = nn.Sequential(*layers)
+    _finish(model, config)
+    return model
+
+
+def kept_layers(rows: Sequence[Row]) -> list[int]:
+    """Layers whose outputs are read later than by the next layer, once for each time, sorted."""
+    return sorted(
+        row.index + source if source < 0 else source for row in rows for source in row.sources if source != -1
+    )
+
+
+def _build_block(
+    block: Block, row: Row, inputs: Sequence[int], names: _Names, config: ModelConfig, where: str
+) -> tuple[nn.Module, int]:
+    """One layer and its output width."""
+    arguments = resolve_argument(row.arguments, names.table(), where)
+    repeats = max(round(row.repeats * config.depth), 1) if row.repeats > 1 else 1
+    if block.out_width is not None:
+        leading = [inputs[0]] if block.reads_width else []
+        modules = [_construct(block.module, [*leading, *arguments], {}, where) for _ in range(repeats)]
+        width = block.out_width(inputs, arguments)
+        return modules[0] if repeats == 1 else nn.Sequential(*modules), width
+    if not arguments or isinstance(arguments[0], bool) or not isinstance(arguments[0], int | float):
+        raise UserError(f"{where}: the first argument must be the output width, found {row.arguments}")
+    width = scaled_width(arguments[0], names.unscaled_width(), config)
+    positional, keywords = _bind(block, arguments[1:], where)
+    if block.repeats:
+        return _construct(block.module, [inputs[0], width, repeats, *positional], keywords, where), width
+    in_widths = [inputs[0]] + [width] * (repeats - 1)
+    modules = [_construct(block.module, [one, width, *positional], keywords, where) for one in in_widths]
+    return modules[0] if repeats == 1 else nn.Sequential(*modules), width
+
+
+def scaled_width(width: float, unscaled: int, config: ModelConfig) -> int:
+    """A layer's width after the width multiple, a multiple of 8; upstream leaves one particular width as it is."""
+    if width == unscaled:
+        return int(width)
+    return math.ceil(min(width, config.max_channels) * config.width / 8) * 8
+
+
+def _bind(block: Block, values: Sequence[Any], where: str) -> tuple[list[Any], dict[str, Any]]:
+    """Arguments after the widths, by keyword where the block has an order of its own."""
+    if not block.order:
+        return list(values), {}
+    order = list(block.order)
+    if "dilation" in order:
+        place = order.index("dilation")
+        if len(values) > place and isinstance(values[place], bool | nn.Module):
+            order.pop(place)
+    if len(values) > len(order):
+        raise UserError(f"{where}: {len(values) + 1} arguments, at most {len(order) + 1}: width, {', '.join(order)}")
+    return [], dict(zip(order, values))
+
+
+def _construct(
+    factory: Callable[..., nn.Module], values: Sequence[Any], keywords: dict[str, Any], where: str
+) -> nn.Module:
+    try:
+        return factory(*values, **keywords)
+    except (TypeError, ValueError, RuntimeError, IndexError, ZeroDivisionError, AttributeError) as error:
+        parameters = ", ".join(inspect.signature(factory).parameters)
+        reason = str(error).splitlines()[0]
+        raise UserError(f"{where}: cannot be built: {reason}; it takes ({parameters})") from error
+
+
+def _build_head(
+    config: ModelConfig,
+    row: Row,
+    inputs: Sequence[int],
+    names: _Names,
+    strides: Sequence[float] | None,
+    where: str,
+) -> DetectionHead:
+    arguments = resolve_argument(row.arguments, names.table(), where)
+    num_classes = arguments[0] if arguments else config.num_classes
+    if config.family == "yolov8":
+        levels = len(inputs)
+        return _construct(AnchorFreeDetect, [num_classes, strides or [1.0] * levels, inputs], {}, where)  # type: ignore[return-value]
+    if len(arguments) != 2:
+        raise UserError(f"{where}: takes [nc, anchors], found {row.arguments}")
+    levels = len(inputs) // 2 if row.module == "IAuxDetect" else len(inputs)
+    strides = strides or [1.0] * levels
+    anchors = _level_anchors(arguments[1], strides, where)
+    head: Callable[..., nn.Module] = MapDetect if config.family == "mobile" else ANCHOR_HEADS[row.module]
+    options = {"keep_pixel_anchors": config.family != "yolov5", "class_margin": CLASS_MARGINS[config.family]}
+    return _construct(head, [num_classes, strides, anchors, inputs], options, where)  # type: ignore[return-value]
+
+
+def _level_anchors(anchors: Any, strides: Sequence[float], where: str) -> list[list[float]]:
+    """Anchors of each level, the small ones on the small stride; numbers to be replaced where only a count is given."""
+    if isinstance(anchors, int):
+        return [[float(value) for value in range(2 * anchors)] for _ in strides]
+    if len(anchors) != len(strides):
+        raise UserError(f"{where}: anchors for {len(anchors)} levels, but the head reads {len(strides)} levels")
+    sizes = [sum(w * h for w, h in zip(level[::2], level[1::2])) for level in anchors]
+    backwards = (sizes[-1] - sizes[0]) * (strides[-1] - strides[0]) < 0
+    return list(reversed(anchors)) if backwards else list(anchors)
+
+
+def _finish(model: nn.Sequential, config: ModelConfig) -> None:
+    """What the families set on all layers after construction."""
+    text = config.yaml.get("activation") or DEFAULT_ACTIVATIONS.get(config.family)
+    activation = make_default_activation(text, config.where) if text else None
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.eps, module.momentum = BATCHNORM_EPS.get(config.family, 1e-3), 0.03
+        elif isinstance(module, nn.LeakyReLU | nn.ReLU | nn.ReLU6 | nn.Hardswish):
+            module.inplace = True
+        if activation is not None and getattr(module, "default_act", False):
+            module.act = copy.deepcopy(activation)
+
+
+@torch.no_grad()
+def measure_strides(config: ModelConfig) -> list[float]:
+    """Strides of the head's inputs, from shapes alone: nothing is computed, no random number drawn, no statistic touched.
+
+    Raises:
+        UserError: the inputs of a layer do not fit it or each other.
+    """
+    with torch.device("meta"):
+        layers = build_layers(config).eval()
+        x: Any = torch.zeros(1, config.in_channels, PROBE_SIZE, PROBE_SIZE)
+        outputs: list[torch.Tensor] = []
+        for layer in layers[:-1]:
+            inputs = gather_inputs(layer.f, x, outputs)  # type: ignore[arg-type]
+            try:
+                x = layer(inputs)
+            except (RuntimeError, ValueError, TypeError, IndexError) as error:
+                shapes = [tuple(one.shape) for one in (inputs if isinstance(inputs, list) else [inputs])]
+                reason = str(error).splitlines()[0]
+                raise UserError(
+                    f"{config.where}, layer {layer.i} ({layer.type}): does not fit its inputs {shapes}: {reason}"
+                ) from error
+            outputs.append(x)
+    head = layers[-1]
+    features = gather_inputs(head.f, x, outputs)  # type: ignore[arg-type]
+    return [PROBE_SIZE / feature.shape[2] for feature in features[: head.num_levels]]  # type: ignore[index, misc]
