@@ -6,8 +6,10 @@ Objects in Context, ECCV 2014; https://cocodataset.org/#detection-eval.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,6 +17,7 @@ import torch
 from faster_coco_eval import COCO, COCOeval_faster
 
 from utils.boxes import box_area
+from utils.errors import UserError, unknown_name
 
 ArrayLike = np.ndarray | torch.Tensor
 
@@ -93,17 +96,60 @@ class CocoEvaluator:
 
     def compute(self) -> CocoResult:
         """The result over all images added so far."""
-        truth, found = self._coco(self._truth), self._coco(self._found)
-        evaluation = COCOeval_faster(truth, found, "bbox", print_function=_silent)
-        evaluation.run()
-        stats = np.where(evaluation.stats < 0, np.nan, evaluation.stats)  # COCO marks "nothing to measure" by -1
-        precision = evaluation.eval["precision"][..., 0, -1]  # (10 IoUs, 101 recalls, nc): all areas, 100 detections
-        precision = np.where(precision < 0, np.nan, precision)
-        numbers: dict[str, Any] = dict(zip(STATISTICS, stats.tolist()))
-        return CocoResult(**numbers, per_class_ap=precision.mean((0, 1)), per_class_ap50=precision[0].mean(0))
+        return _evaluate(self._coco(self._truth), self._coco(self._found))
 
     def _coco(self, annotations: list[dict[str, Any]]) -> COCO:
         return COCO({"images": self._images, "categories": self._categories, "annotations": annotations})
+
+
+def read_annotations(path: Path, names: Sequence[str]) -> tuple[list[int], dict[str, int]]:
+    """The category number of each class name, and the image number of each file stem, of a COCO annotation file.
+
+    Raises:
+        UserError: the file is no annotation file, or lacks a class.
+    """
+    content = _load_annotations(path)
+    numbers = {category["name"]: int(category["id"]) for category in content["categories"]}
+    for name in names:
+        if name not in numbers:
+            raise unknown_name("category", name, numbers, f"annotation file {str(path)!r}")
+    images = {Path(image["file_name"]).stem: int(image["id"]) for image in content["images"]}
+    return [numbers[name] for name in names], images
+
+
+def evaluate_json(detections: list[dict[str, Any]], path: Path) -> CocoResult:
+    """Detections in COCO's results format against an annotation file, with its crowds and areas.
+
+    Args:
+        detections: dictionaries of image_id, category_id, bbox (left, top, width, height in pixels) and score.
+        path: the annotation file; its images without detections count too.
+    """
+    content = _load_annotations(path)
+    found = [
+        {**record, "id": number, "area": record["bbox"][2] * record["bbox"][3]}
+        for number, record in enumerate(detections, 1)
+    ]
+    return _evaluate(COCO(content), COCO({**content, "annotations": found}))
+
+
+def _load_annotations(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text())
+    except ValueError as error:
+        raise UserError(f"annotation file {str(path)!r} is not JSON ({error})") from error
+    if not isinstance(content, dict) or not {"images", "annotations", "categories"} <= set(content):
+        raise UserError(f"annotation file {str(path)!r} must hold images, annotations and categories, as COCO's do")
+    return content
+
+
+def _evaluate(truth: COCO, found: COCO) -> CocoResult:
+    evaluation = COCOeval_faster(truth, found, "bbox", print_function=_silent)
+    evaluation.run()
+    stats = np.where(evaluation.stats < 0, np.nan, evaluation.stats)  # COCO marks "nothing to measure" by -1
+    precision = evaluation.eval["precision"][..., 0, -1]  # (10 IoUs, 101 recalls, nc): all areas, 100 detections
+    precision = np.where(precision < 0, np.nan, precision)
+    numbers: dict[str, Any] = dict(zip(STATISTICS, stats.tolist()))
+    return CocoResult(**numbers, per_class_ap=precision.mean((0, 1)), per_class_ap50=precision[0].mean(0))
 
 
 def _append(

@@ -1,0 +1,207 @@
+"""What test.py does: measures checkpoints on a split of a data set and writes what was found."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from data.config import DatasetConfig, ensure_dataset, load_dataset_config
+from data.labels import DatasetIndex, build_index
+from engine.build import rounded_size, validation_loader
+from engine.ensemble import load_detector
+from engine.evaluate import EvalResult, Writer, evaluate
+from engine.writers import COCO_CATEGORIES, CocoWriter, LabelWriter
+from utils.coco_eval import CocoResult, evaluate_json, read_annotations
+from utils.device import select_device
+from utils.errors import UserError
+from utils.logging import LOGGER
+from utils.paths import existing_file, increment_path
+
+STUDY_SIZES = range(256, 1536 + 128, 128)
+MAX_CLASSES_LISTED = 50
+
+
+@dataclass(frozen=True)
+class TestOptions:
+    """The flags of test.py, by their names."""
+
+    __test__ = False  # pytest takes the name for a test case
+
+    weights: tuple[str, ...]
+    data: str
+    batch_size: int = 32
+    img_size: int = 640
+    conf_thres: float = 0.001
+    iou_thres: float = 0.65
+    max_det: int = 300
+    task: str = "val"
+    device: str = ""
+    single_cls: bool = False
+    augment: bool = False
+    verbose: bool = False
+    save_txt: bool = False
+    save_hybrid: bool = False
+    save_conf: bool = False
+    save_json: bool = False
+    annotations: str = ""
+    project: str = "runs/test"
+    name: str = "exp"
+    exist_ok: bool = False
+    v5_metric: bool = False
+    half: bool = False
+    workers: int = 8
+    noplots: bool = False
+
+
+@dataclass
+class Tester:
+    """A data set, a device and a folder; measures one detector after the other on them."""
+
+    options: TestOptions
+    config: DatasetConfig
+    index: DatasetIndex
+    device: torch.device
+    folder: Path
+
+    def measure(self, weights: tuple[str, ...], img_size: int, files: bool = True) -> EvalResult:
+        """Evaluates a checkpoint, or an ensemble of several.
+
+        Args:
+            weights: the checkpoints.
+            img_size: longer side of the input, in pixels.
+            files: write the plots and files that the options ask for.
+        """
+        options = self.options
+        model = load_detector(weights, self.device)
+        self._check_classes(model, weights)
+        stride = int(max(model.stride))
+        size = rounded_size(img_size, stride, "--img-size")
+        loader = validation_loader(self.index, size, options.batch_size, options.workers, stride)
+        writers: list[Writer] = []
+        coco_writer = self._coco_writer() if files else None
+        if coco_writer:
+            writers.append(coco_writer)
+        if files and (options.save_txt or options.save_hybrid):
+            writers.append(LabelWriter(self.folder / "labels", options.save_conf))
+        result = evaluate(
+            model, loader, names=self.config.names, device=self.device, conf_thres=options.conf_thres,
+            iou_thres=options.iou_thres, max_det=options.max_det, half=options.half, augment=options.augment,
+            hybrid=options.save_hybrid, single_class=options.single_cls, v5_metric=options.v5_metric,
+            save_dir=self.folder, plots=files and not options.noplots, writers=writers,
+        )  # fmt: skip
+        official = self._finish_json(coco_writer, weights) if coco_writer else None
+        LOGGER.info(result.table(verbose=options.verbose or len(result.names) <= MAX_CLASSES_LISTED))
+        if official:
+            LOGGER.info(f"With the annotation file's crowds and areas: AP {official.ap:.4f}  AP50 {official.ap50:.4f}")
+        if files:
+            self._write_summary(result, official, weights, size)
+        return result
+
+    def _check_classes(self, model: Any, weights: tuple[str, ...]) -> None:
+        nc = self.config.nc
+        if model.nc != nc and not self.options.single_cls:
+            raise UserError(
+                f"--weights {weights[0]} has {model.nc} classes, but {self.config.path} has {nc}; "
+                "use the data set that it was trained on"
+            )
+        if not self.options.single_cls and tuple(model.names) != self.config.names:
+            LOGGER.warning(f"warning: the class names of {weights[0]} and of {self.config.path} differ")
+
+    def _annotation_file(self) -> Path | None:
+        """--annotations, or COCO's own file beside the images of coco.yaml."""
+        if self.options.annotations:
+            return existing_file(self.options.annotations, "--annotations")
+        if self.config.path.name != "coco.yaml":
+            return None
+        split = {"train": "train2017", "val": "val2017"}.get(self.options.task, "")
+        candidate = self.config.root / "annotations" / f"instances_{split}.json"
+        return candidate if candidate.is_file() else None
+
+    def _coco_writer(self) -> CocoWriter | None:
+        is_coco = self.config.path.name == "coco.yaml" and self.config.nc == len(COCO_CATEGORIES)
+        annotations = self._annotation_file()
+        if not (self.options.save_json or is_coco or annotations):
+            return None
+        if annotations:
+            return CocoWriter(*read_annotations(annotations, self.config.names))
+        return CocoWriter(COCO_CATEGORIES if is_coco else range(self.config.nc))
+
+    def _finish_json(self, writer: CocoWriter, weights: tuple[str, ...]) -> CocoResult | None:
+        """Writes the detections, and measures them against the annotation file where there is one."""
+        path = self.folder / f"{Path(weights[0]).stem}_predictions.json"
+        writer.save(path)
+        LOGGER.info(f"detections in COCO's format: {path}")
+        annotations = self._annotation_file()
+        return evaluate_json(writer.records, annotations) if annotations else None
+
+    def _write_summary(
+        self, result: EvalResult, official: CocoResult | None, weights: tuple[str, ...], size: int
+    ) -> None:
+        """results.json: every figure of the evaluation."""
+        per_class = {
+            name: {"labels": int(result.labels_per_class[i]), "AP": result.coco.per_class_ap[i],
+                   "AP50": result.coco.per_class_ap50[i]}
+            for i, name in enumerate(result.names)
+        }  # fmt: skip
+        summary = {
+            "weights": list(weights), "data": str(self.config.path), "split": self.options.task, "img_size": size,
+            "images": result.num_images, "labels": result.num_labels, "metrics": result.as_row(),
+            "official": {"AP": official.ap, "AP50": official.ap50} if official else None,
+            "speed_ms": result.speed, "classes": per_class,
+        }  # fmt: skip
+        path = self.folder / "results.json"
+        path.write_text(json.dumps(_without_nan(summary), indent=2) + "\n")
+
+
+def run_test(options: TestOptions) -> list[EvalResult]:
+    """Measures the checkpoints of the options: together as an ensemble, or one by one for "speed" and "study".
+
+    Returns:
+        One result, or one for each checkpoint (and size).
+    """
+    device = select_device(options.device)
+    config = ensure_dataset(load_dataset_config(options.data))
+    split = options.task if options.task in ("train", "val", "test") else "val"
+    for path in options.weights:
+        existing_file(path, "--weights")
+    index = build_index(config.split(split), config.nc, single_class=options.single_cls, prefix=split)
+    LOGGER.info(f"{split}: {index.summary()}")
+    folder = increment_path(Path(options.project) / options.name, options.exist_ok)
+    folder.mkdir(parents=True, exist_ok=True)
+    tester = Tester(options, config, index, device, folder)
+    if options.task == "speed":
+        results = [tester.measure((path,), options.img_size, files=False) for path in options.weights]
+    elif options.task == "study":
+        results = _study(tester)
+    else:
+        results = [tester.measure(options.weights, options.img_size)]
+    LOGGER.info(f"results: {folder}")
+    return results
+
+
+def _study(tester: Tester) -> list[EvalResult]:
+    """Every checkpoint at every size, as study.csv: accuracy against time."""
+    results, rows = [], []
+    for path in tester.options.weights:
+        for size in STUDY_SIZES:
+            LOGGER.info(f"{path} at {size} px")
+            results.append(tester.measure((path,), size, files=False))
+            rows.append({"weights": path, "img_size": size, **results[-1].as_row(), **results[-1].speed})
+    with open(tester.folder / "study.csv", "w", newline="") as stream:
+        writer = csv.DictWriter(stream, list(rows[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+    return results
+
+
+def _without_nan(value: Any) -> Any:
+    """`value` with null for NaN, which JSON does not know."""
+    if isinstance(value, dict):
+        return {key: _without_nan(inner) for key, inner in value.items()}
+    return None if isinstance(value, float) and math.isnan(value) else value

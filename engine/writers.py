@@ -1,0 +1,78 @@
+"""Detections as files: label text files in YOLO format, and COCO's JSON."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from utils.boxes import xyxy_to_cxcywh
+
+# COCO's category numbers of the 80 classes in their usual order: 1 to 90, of which ten were never used.
+COCO_CATEGORIES = tuple(i for i in range(1, 91) if i not in (12, 26, 29, 30, 45, 66, 68, 69, 71, 83))
+
+
+def label_lines(detections: np.ndarray, original_hw: tuple[int, int], with_confidence: bool = False) -> list[str]:
+    """One line `class cx cy w h [confidence]` for each detection, normalised to the image.
+
+    Args:
+        detections: (n, 6) rows [x1, y1, x2, y2, confidence, class] in pixels.
+        original_hw: height and width of the image.
+        with_confidence: append the confidence.
+    """
+    height, width = original_hw
+    boxes = xyxy_to_cxcywh(detections[:, :4]) / np.array([width, height, width, height])
+    columns = [detections[:, 5:6], boxes] + ([detections[:, 4:5]] if with_confidence else [])
+    return [" ".join(f"{value:g}" for value in row) for row in np.concatenate(columns, axis=1).tolist()]
+
+
+class LabelWriter:
+    """Writes a text file for each image that something was found in."""
+
+    def __init__(self, folder: Path, with_confidence: bool = False) -> None:
+        self.folder = folder
+        self.with_confidence = with_confidence
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def __call__(self, path: str, original_hw: tuple[int, int], detections: np.ndarray) -> None:
+        """Writes the detections of the image `path` to <its stem>.txt."""
+        if len(detections):
+            lines = label_lines(detections, original_hw, self.with_confidence)
+            (self.folder / f"{Path(path).stem}.txt").write_text("\n".join(lines) + "\n")
+
+
+class CocoWriter:
+    """Collects detections in COCO's results format.
+
+    Args:
+        categories: COCO's category number of each class.
+        image_ids: COCO's number of an image by the stem of its file; without it, the stem itself, as a number if it is one.
+    """
+
+    def __init__(self, categories: Sequence[int], image_ids: Mapping[str, int] | None = None) -> None:
+        self.categories = categories
+        self.image_ids = image_ids
+        self.records: list[dict[str, Any]] = []
+
+    def __call__(self, path: str, original_hw: tuple[int, int], detections: np.ndarray) -> None:
+        """Adds the detections of the image `path`."""
+        stem = Path(path).stem
+        number = self.image_ids.get(stem) if self.image_ids else None
+        image_id = number if number is not None else int(stem) if stem.isdecimal() else stem
+        for x1, y1, x2, y2, confidence, category in detections.astype(np.float64).tolist():
+            box = [round(value, 3) for value in (x1, y1, x2 - x1, y2 - y1)]
+            self.records.append(
+                {
+                    "image_id": image_id,
+                    "category_id": int(self.categories[int(category)]),
+                    "bbox": box,
+                    "score": round(confidence, 5),
+                }
+            )
+
+    def save(self, path: Path) -> None:
+        """Writes everything collected as one JSON list."""
+        path.write_text(json.dumps(self.records))
