@@ -128,7 +128,7 @@ def keywords(kind: type[DistillationLoss], settings: Mapping[str, Any], where: s
     known = {p.name.rstrip("_"): p for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY}
     for name, value in check_keys(settings, known, where).items():
         if _is_number(known[name].default) and not _is_number(value):
-            raise DistillError(f"{where}: {name} is {value!r}; expected a number")
+            raise DistillError(f"{where}: {name} is {value!r}; expected a number (in yaml 1.0e-3, not 1e-3)")
     return {known[name].name: value for name, value in settings.items()}
 
 

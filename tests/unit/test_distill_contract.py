@@ -1,0 +1,172 @@
+"""What every entry of the loss table promises."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from distill import LOSSES, DistillError
+from distill.losses.base import DistillationLoss, FeatureLoss, PredictionLoss
+from tests.unit import distill_toys as toys
+
+HEADS_OF: dict[str, tuple[str, ...]] = {}
+"""Kinds of head that a loss on the output works with, where these are not all."""
+NOT_ZERO_AT_EQUALITY: frozenset[str] = frozenset()
+"""Losses that compare something else than the two maps, so that equal maps do not give 0."""
+
+CASES = [
+    (name, kind)
+    for name, loss in LOSSES.items()
+    for kind in (HEADS_OF.get(name, ("anchor", "anchor_free")) if loss.needs == "predictions" else ("features",))
+]
+each_loss = pytest.mark.parametrize(("name", "kind"), CASES)
+WAITING = ("_local_scalar_dense", "nonzero", "masked_select", "unique")
+"""Operators that make the host wait for a CUDA device."""
+
+
+def build(name: str, kind: str, channels: tuple[int, int] = (8, 12)) -> DistillationLoss:
+    torch.manual_seed(0)
+    return LOSSES[name](toys.setup(*channels, kind="anchor" if kind == "features" else kind))
+
+
+def inputs(kind: str, channels: tuple[int, int] = (8, 12), scale: float = 1.0) -> tuple[list[Tensor], list[Tensor]]:
+    if kind == "features":
+        student, teacher = toys.feature_maps(channels[0], 1, scale), toys.feature_maps(channels[1], 2, scale)
+    else:
+        student, teacher = toys.head_maps(kind, 1, scale), toys.head_maps(kind, 2, scale)
+    return [s.requires_grad_() for s in student], teacher
+
+
+def total(terms: dict[str, Tensor]) -> Tensor:
+    return torch.stack(list(terms.values())).sum()
+
+
+@each_loss
+@pytest.mark.parametrize("targets", [toys.TARGETS, toys.NO_TARGETS], ids=["boxes", "no boxes"])
+@pytest.mark.parametrize("scale", [1.0, 100.0])
+def test_terms_are_finite_scalars_that_teach_the_student_only(
+    name: str, kind: str, targets: Tensor, scale: float
+) -> None:
+    loss = build(name, kind)
+    student, teacher = inputs(kind, scale=scale)
+    teacher = [t.requires_grad_() for t in teacher]
+    terms = loss(student, teacher, toys.context(targets))
+    assert tuple(terms) == tuple(loss.names)
+    assert all(term.shape == () and term.isfinite() and term.dtype == torch.float32 for term in terms.values())
+    total(terms).backward()
+    assert all(t.grad is None for t in teacher)
+    for s in student:
+        assert s.grad is not None and bool(s.grad.isfinite().all())
+    assert any(bool(s.grad.any()) for s in student if s.grad is not None)
+    assert all(p.grad is not None and bool(p.grad.isfinite().all()) for p in loss.parameters())
+
+
+@each_loss
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_is_compared_in_float32(name: str, kind: str, dtype: torch.dtype) -> None:
+    loss = build(name, kind)
+    student, teacher = inputs(kind, scale=10.0)
+    expected = total(
+        loss([s.to(dtype).float() for s in student], [t.to(dtype).float() for t in teacher], toys.context())
+    )
+    loss = build(name, kind)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = total(loss([s.to(dtype) for s in student], [t.to(dtype) for t in teacher], toys.context()))
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found, expected)
+
+
+@each_loss
+def test_channels_last_maps_give_the_same(name: str, kind: str) -> None:
+    student, teacher = inputs(kind)
+    expected = build(name, kind)(student, teacher, toys.context())
+    last = [
+        [x.permute(0, *range(2, x.ndim), 1).contiguous().movedim(-1, 1) for x in maps] for maps in (student, teacher)
+    ]
+    assert not last[0][0].is_contiguous()
+    found = build(name, kind)(*last, toys.context())
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
+@each_loss
+def test_equal_maps_give_zero_where_the_method_says_so(name: str, kind: str) -> None:
+    loss = build(name, kind, channels=(8, 8))
+    _, teacher = inputs(kind, channels=(8, 8))
+    value = total(loss([t.clone() for t in teacher], teacher, toys.context())).item()
+    assert (abs(value) > 1e-3) if name in NOT_ZERO_AT_EQUALITY else (abs(value) < 1e-6)
+
+
+@each_loss
+def test_maps_of_different_sizes_are_refused_with_both_shapes(name: str, kind: str) -> None:
+    loss = build(name, kind)
+    student, teacher = inputs(kind)
+    cut = [s[..., :2] if s.ndim == 4 else s[:, :, :2] for s in student]
+    with pytest.raises(DistillError) as raised:
+        loss(cut, teacher, toys.context())
+    message = str(raised.value)
+    assert str(tuple(cut[0].shape)) in message and str(tuple(teacher[0].shape)) in message
+    assert "\n" not in message
+
+
+@each_loss
+def test_a_missing_map_is_refused(name: str, kind: str) -> None:
+    student, teacher = inputs(kind)
+    with pytest.raises(DistillError, match="1 maps of the student, 2 of the teacher"):
+        build(name, kind)(student[:1], teacher, toys.context())
+
+
+@each_loss
+def test_the_table_of_pairs_counts_all_parameters(name: str, kind: str) -> None:
+    loss = build(name, kind)
+    described = [loss.describe(index) for index in range(2)]
+    assert sum(count for _, count in described) == sum(p.numel() for p in loss.parameters())
+
+
+class _Watch(TorchDispatchMode):
+    """Notes operators that wait for the device; indexing with a mask is one of them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func.__name__.split(".")[0]
+        by_mask = name == "index" and any(i is not None and i.dtype == torch.bool for i in args[1])
+        if name.startswith(WAITING) or by_mask:
+            self.found.append(name)
+        return func(*args, **(kwargs or {}))
+
+
+@contextmanager
+def waiting_operators() -> Iterator[list[str]]:
+    with _Watch() as watch:
+        yield watch.found
+
+
+@each_loss
+def test_the_host_never_waits_for_the_device(name: str, kind: str) -> None:
+    loss = build(name, kind)
+    student, teacher = inputs(kind)
+    targets = toys.context()
+    with waiting_operators() as found:
+        total(loss(student, teacher, targets)).backward()
+    assert found == []
+
+
+def test_the_watch_sees_a_wait() -> None:
+    with waiting_operators() as found:
+        values = torch.arange(3.0)
+        values[values > 1].sum().item()
+    assert {"_local_scalar_dense", "index"} <= set(found)
+
+
+def test_every_loss_is_of_one_of_the_two_kinds() -> None:
+    for name, loss in LOSSES.items():
+        assert issubclass(loss, FeatureLoss | PredictionLoss), name
+        assert loss.__doc__, name
