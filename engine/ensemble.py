@@ -43,11 +43,9 @@ def load_detector(weights: Sequence[str], device: torch.device) -> Any:
     models = [load_model(path, device, fuse=True) for path in weights]
     for path, model in zip(weights, models):
         for what, own, first in (
-            ("classes", model.nc, models[0].nc),
-            ("layout of predictions", model.nms_layout, models[0].nms_layout),
+            ("number of classes", model.nc, models[0].nc),
+            ("predictions in the layout of", model.nms_layout, models[0].nms_layout),
         ):
             if own != first:
-                raise UserError(
-                    f"--weights {path}: its {what} ({own}) and those of {weights[0]} ({first}) do not match"
-                )
+                raise UserError(f"--weights {path} has {what} {own}, but {weights[0]} has {first}; they cannot vote")
     return models[0] if len(models) == 1 else Ensemble(models).eval()

@@ -138,7 +138,7 @@ class Tester:
         writer.save(path)
         LOGGER.info(f"detections in COCO's format: {path}")
         annotations = self._annotation_file()
-        return evaluate_json(writer.records, annotations) if annotations else None
+        return evaluate_json(writer.records, annotations, writer.seen) if annotations else None
 
     def _write_summary(
         self, result: EvalResult, official: CocoResult | None, weights: tuple[str, ...], size: int

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from utils.boxes import xyxy_to_cxcywh
+from utils.errors import UserError
 
 # COCO's category numbers of the 80 classes in their usual order: 1 to 90, of which ten were never used.
 COCO_CATEGORIES = tuple(i for i in range(1, 91) if i not in (12, 26, 29, 30, 45, 66, 68, 69, 71, 83))
@@ -49,19 +50,20 @@ class CocoWriter:
 
     Args:
         categories: COCO's category number of each class.
-        image_ids: COCO's number of an image by the stem of its file; without it, the stem itself, as a number if it is one.
+        image_ids: COCO's number of an image by the stem of its file; without it, the stem itself, as a number if it is
+            one.
     """
 
     def __init__(self, categories: Sequence[int], image_ids: Mapping[str, int] | None = None) -> None:
         self.categories = categories
         self.image_ids = image_ids
         self.records: list[dict[str, Any]] = []
+        self.seen: list[int | str] = []
 
     def __call__(self, path: str, original_hw: tuple[int, int], detections: np.ndarray) -> None:
         """Adds the detections of the image `path`."""
-        stem = Path(path).stem
-        number = self.image_ids.get(stem) if self.image_ids else None
-        image_id = number if number is not None else int(stem) if stem.isdecimal() else stem
+        image_id = self._image_id(path)
+        self.seen.append(image_id)
         for x1, y1, x2, y2, confidence, category in detections.astype(np.float64).tolist():
             box = [round(value, 3) for value in (x1, y1, x2 - x1, y2 - y1)]
             self.records.append(
@@ -72,6 +74,14 @@ class CocoWriter:
                     "score": round(confidence, 5),
                 }
             )
+
+    def _image_id(self, path: str) -> int | str:
+        stem = Path(path).stem
+        if self.image_ids is None:
+            return int(stem) if stem.isdecimal() else stem
+        if stem not in self.image_ids:
+            raise UserError(f"image {path} is not in the annotation file; give the one that describes these images")
+        return self.image_ids[stem]
 
     def save(self, path: Path) -> None:
         """Writes everything collected as one JSON list."""

@@ -7,7 +7,7 @@ Objects in Context, ECCV 2014; https://cocodataset.org/#detection-eval.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -117,14 +117,17 @@ def read_annotations(path: Path, names: Sequence[str]) -> tuple[list[int], dict[
     return [numbers[name] for name in names], images
 
 
-def evaluate_json(detections: list[dict[str, Any]], path: Path) -> CocoResult:
+def evaluate_json(detections: list[dict[str, Any]], path: Path, image_ids: Iterable[Any]) -> CocoResult:
     """Detections in COCO's results format against an annotation file, with its crowds and areas.
 
     Args:
         detections: dictionaries of image_id, category_id, bbox (left, top, width, height in pixels) and score.
-        path: the annotation file; its images without detections count too.
+        path: the annotation file.
+        image_ids: the images that were looked at; others in the file do not count.
     """
-    content = _load_annotations(path)
+    content, seen = _load_annotations(path), set(image_ids)
+    content["images"] = [image for image in content["images"] if image["id"] in seen]
+    content["annotations"] = [truth for truth in content["annotations"] if truth["image_id"] in seen]
     found = [
         {**record, "id": number, "area": record["bbox"][2] * record["bbox"][3]}
         for number, record in enumerate(detections, 1)
