@@ -11,6 +11,7 @@ import torch
 from scipy.cluster.vq import kmeans
 
 from data.labels import DatasetIndex
+from models.heads.anchor import AnchorHead
 from models.yolo import Model
 from utils.logging import LOGGER
 
@@ -92,13 +93,13 @@ def check_anchors(model: Model, index: DatasetIndex, img_size: int, anchor_t: fl
         Whether the anchors were replaced.
     """
     head = model.head
-    if not hasattr(head, "anchors"):
+    if not isinstance(head, AnchorHead):
         return False
     wh = box_sizes(index, img_size)
     if not len(wh):
         return False
-    strides = model.stride.view(-1, 1, 1).cpu()
-    current = (head.anchors.detach().cpu() * strides).view(-1, 2).double().numpy()
+    pixels = head.anchors_px.cpu()  # (levels, na, 2)
+    current = pixels.view(-1, 2).double().numpy()
     before = anchor_metrics(wh, current, anchor_t)
     text = "anchors: best possible recall {best_possible_recall:.4f}, {anchors_above_threshold:.2f} anchors a box"
     text = text.format(**before)
@@ -110,7 +111,6 @@ def check_anchors(model: Model, index: DatasetIndex, img_size: int, anchor_t: fl
     if after["best_possible_recall"] <= before["best_possible_recall"]:
         LOGGER.info(f"{text}; k-means found none better, the anchors stay")
         return False
-    pixels = torch.tensor(fitted, dtype=head.anchors.dtype).view_as(head.anchors.cpu())
-    model.set_anchors(pixels)
+    head.set_anchors(torch.tensor(fitted).view_as(pixels))
     LOGGER.info(f"{text}; new anchors reach {after['best_possible_recall']:.4f}: {fitted.round().astype(int).tolist()}")
     return True

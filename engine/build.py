@@ -157,7 +157,7 @@ def build_criterion(model: Model, hyp: Hyp, image_size: int, label_smoothing: fl
     from losses.yolov5 import YOLOv5Loss
 
     head = model.head
-    box, cls, obj = scale_gains(hyp.box, hyp.cls, hyp.obj, head.nl, model.nc, image_size)
+    box, cls, obj = scale_gains(hyp.box, hyp.cls, hyp.obj, head.num_levels, model.nc, image_size)
     return YOLOv5Loss(
         head.anchors.detach().clone(),
         [float(s) for s in model.stride],

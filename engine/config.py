@@ -13,7 +13,7 @@ from utils.yaml_io import check_keys, load_yaml
 
 @dataclass(frozen=True)
 class Hyp:
-    """The hyper-parameters of a training. Names and units are upstream's; see docs/hyper-parameters.md.
+    """The hyper-parameters of a training. Names and units are upstream's; hyp/scratch-low.yaml explains each.
 
     Loss gains are those of the file, before the scaling by levels, classes and image size.
     """

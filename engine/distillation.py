@@ -6,9 +6,10 @@ from typing import Any
 
 import torch
 
-from distill import Distiller, HeadSpec, KDSchedule
+from distill import Distiller, HeadSpec
 from engine.checkpoint import load_model
 from engine.config import Hyp
+from models.heads.anchor import AnchorHead
 from models.yolo import Model
 from utils.errors import UsageError, UserError
 from utils.logging import LOGGER
@@ -19,38 +20,10 @@ RECIPES = "hyp/distill.*.yaml"
 
 def head_spec(model: Model) -> HeadSpec:
     """A model's head described by values: what an output loss needs to know of it."""
-    head = model.head
-    strides = [float(s) for s in model.stride]
-    anchors = None
-    if hasattr(head, "anchors"):
-        scale = torch.tensor(strides).view(-1, 1, 1)
-        anchors = head.anchors.detach().float().cpu() * scale  # (levels, anchors, 2) pixels
-    return HeadSpec(
-        kind="anchor" if anchors is not None else "dfl",
-        num_classes=int(model.nc),
-        strides=tuple(strides),
-        anchors=anchors,
-        names=tuple(model.names),
-    )
-
-
-def head_inputs(model: Model) -> list[int]:
-    """Indices of the layers that feed the head, in the order of its levels."""
-    sources = model.head.f
-    indices = [sources] if isinstance(sources, int) else list(sources)
-    last = len(model.model) - 1
-    return [index if index >= 0 else last + index for index in indices][: len(model.stride)]
-
-
-def kd_layers(value: Any, model: Model, key: str) -> list[int]:
-    """Layer indices from the hyper-parameter file: a list, or "auto" for the layers that feed the head."""
-    if value in (None, "auto"):
-        return head_inputs(model)
-    if isinstance(value, int) and not isinstance(value, bool):
-        return [value]
-    if not isinstance(value, list) or not all(isinstance(v, int) and not isinstance(v, bool) for v in value):
-        raise UserError(f"{key} must be auto or a list of layer indices such as [17, 20, 23], found {value!r}")
-    return value
+    strides = tuple(int(s) for s in model.stride)
+    anchors = model.head.anchors_px if isinstance(model.head, AnchorHead) else None
+    kind = "anchor_free" if anchors is None else "anchor"
+    return HeadSpec(kind, int(model.nc), strides, anchors, tuple(model.names))
 
 
 def build_distiller(
@@ -62,7 +35,7 @@ def build_distiller(
         The distiller on the device, and the teacher's path and hash for checkpoints and the manifest.
 
     Raises:
-        UserError: no recipe, or no teacher, or one that is not complete.
+        UserError: no recipe, no teacher, or a teacher that is not complete.
         DistillError: student and teacher do not fit each other.
     """
     if not hyp.distills:
@@ -76,13 +49,13 @@ def build_distiller(
     distiller = Distiller(
         student,
         teacher,
-        kd_layers(hyp.student_kd_layers, student, "student_kd_layers"),
-        kd_layers(hyp.teacher_kd_layers, teacher, "teacher_kd_layers"),
+        hyp.student_kd_layers or "auto",
+        hyp.teacher_kd_layers or "auto",
         hyp.kd_losses,
-        KDSchedule(**hyp.kd_schedule) if hyp.kd_schedule else None,
+        hyp.kd_schedule,
         image_size=image_size,
         student_head=head_spec(student),
         teacher_head=head_spec(teacher),
-    ).to(device)
+    )
     LOGGER.info(f"teacher: {path}\n{distiller.describe()}")
     return distiller, {"path": str(path), "sha256": file_hash(path)}

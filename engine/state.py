@@ -23,7 +23,8 @@ def model_entry(model: Model) -> dict[str, Any]:
         "state_dict": {k: v.detach().cpu().clone() for k, v in model.state_dict().items()},
         "names": list(model.names),
         "nc": int(model.nc),
-        "stride": [int(s) for s in model.stride],
+        "stride": [float(s) for s in model.stride],
+        "family": model.family,
     }
 
 

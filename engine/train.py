@@ -138,7 +138,9 @@ def assemble(
     options: TrainOptions, hyp: Hyp, model: Model, data: TrainingData, distil: bool, world: World, device: torch.device
 ) -> tuple[Trainer, dict[str, Any]]:
     """The trainer with all its parts, and the teacher's description."""
-    criterion = build_criterion(model, hyp, max(options.img_size[0], 1), options.label_smoothing).to(device)
+    if world.active and options.sync_bn and device.type == "cuda":
+        model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    criterion = build_criterion(model, hyp, options.img_size[0], options.label_smoothing).to(device)
     extra_losses: list[nn.Module] = []
     teacher: dict[str, Any] = {}
     if distil:
@@ -150,8 +152,6 @@ def assemble(
     ema = ModelEMA(model)
     wrapped: nn.Module = model
     if world.active:
-        if options.sync_bn and device.type == "cuda":
-            model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
         wrapped = DistributedDataParallel(model, device_ids=[device.index] if device.type == "cuda" else None)
     run = RunFolder.create(options.project, options.name, options.exist_ok, world.is_main)
     run = RunFolder(Path(agree(str(run.path), world)), world.is_main)
@@ -214,7 +214,7 @@ def start_folder(
 
 def check_teacher(checkpoint: Checkpoint, teacher: dict[str, Any]) -> None:
     """A resumed distillation must go on under the very same teacher."""
-    before = checkpoint.training.get("teacher") or checkpoint.teacher
+    before = checkpoint.extra.get("teacher")
     if before and before.get("sha256") != teacher.get("sha256"):
         raise UserError(
             f"the teacher {teacher.get('path')} is not the file that this run began with (its content changed); "

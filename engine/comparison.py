@@ -1,0 +1,165 @@
+"""What an experiment ends with: figures of all models from one process, a report, and pictures side by side."""
+
+from __future__ import annotations
+
+import json
+import statistics
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import cv2
+import numpy as np
+import torch
+
+from data.config import ensure_dataset, load_dataset_config
+from data.labels import build_index
+from engine.build import validation_loader
+from engine.checkpoint import load_model
+from engine.compare import Run, summarise
+from engine.evaluate import evaluate
+from engine.experiment import Experiment
+from engine.predict import Predictor
+from engine.runfolder import environment
+from models.yolo import Model
+from utils.boxes import cxcywh_to_xyxy
+from utils.device import select_device, synchronize
+from utils.logging import LOGGER
+from utils.plots import draw_boxes
+
+if TYPE_CHECKING:
+    from data.labels import ImageRecord
+
+EVALUATION_IOU = 0.6
+PICTURE_HEIGHT = 320
+
+
+def evaluate_runs(experiment: Experiment, runs: Sequence[Run]) -> list[dict[str, Any]]:
+    """COCO metrics, size and speed of every model, on the experiment's split.
+
+    Returns:
+        One row a run: role, seed, weights, AP and its kin (0 to 1), parameters, gflops at the experiment's size,
+        ms an image at batch 1 (median, measured in turns so that a change of the machine's speed hits all alike).
+    """
+    device = select_device(experiment.device)
+    config = ensure_dataset(load_dataset_config(experiment.data))
+    index = build_index(getattr(config, experiment.split), config.nc, prefix=experiment.split)
+    models = [load_model(run.weights, device=device, fuse=True) for run in runs]
+    times = latencies(models, experiment.img_size, device)
+    rows = []
+    for run, model, seconds in zip(runs, models, times):
+        LOGGER.info(f"evaluating {run.role}, seed {run.seed}")
+        stride = int(max(model.stride))
+        loader = validation_loader(index, experiment.img_size, experiment.batch_size, experiment.workers, stride)
+        result = evaluate(model, loader, names=config.names, device=device, iou_thres=EVALUATION_IOU)
+        summary = model.summary(experiment.img_size)
+        rows.append(
+            {
+                "role": run.role,
+                "seed": run.seed,
+                "weights": str(run.weights),
+                **{key.removeprefix("metrics/"): value for key, value in result.as_row().items() if "metrics/" in key},
+                "per_class": dict(zip(config.names, [float(v) for v in result.coco.per_class_ap])),
+                "parameters": summary.parameters,
+                "gflops": summary.gflops,
+                "ms": seconds * 1000,
+            }
+        )
+    return rows
+
+
+def latencies(models: Sequence[Model], img_size: int, device: torch.device, rounds: int = 30) -> list[float]:
+    """Median seconds of a forward pass of one image for each model, measured in turns."""
+    image = torch.rand(1, 3, img_size, img_size, device=device)
+    seconds: list[list[float]] = [[] for _ in models]
+    with torch.inference_mode():
+        for turn in range(rounds + 5):
+            for number, model in enumerate(models):
+                synchronize(device)
+                began = time.perf_counter()
+                model(image)
+                synchronize(device)
+                if turn >= 5:  # the first turns warm up
+                    seconds[number].append(time.perf_counter() - began)
+    return [statistics.median(values) for values in seconds]
+
+
+def write_report(experiment: Experiment, rows: list[dict[str, Any]], folder: Path) -> str:
+    """Writes report.md and report.json; returns the table as text."""
+    baseline = next(iter(experiment.arms))
+    summary = summarise(rows, baseline)
+    lines = [
+        f"{experiment.name}: {experiment.data}, {experiment.split} split, {experiment.img_size} px, "
+        f"{experiment.epochs} epochs an arm, seeds {', '.join(map(str, experiment.seeds))}",
+        "",
+        "| model | AP | AP50 | APs | APm | APl | parameters | GFLOPs | ms/image | gain in AP |",
+        "|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for entry in summary:
+        cells = [entry["role"]]
+        cells += [_figure(*entry[k], entry["runs"]) for k in ("AP", "AP50", "AP_small", "AP_medium", "AP_large")]
+        cells += [f"{entry['parameters'] / 1e6:.3f} M", f"{entry['gflops']:.3f}", f"{entry['ms']:.1f}"]
+        gain = entry.get("gain")
+        cells.append(f"{_signed(*gain, entry['runs'])} ({entry['better_seeds']} of {entry['runs']} seeds)" if gain else "")
+        lines.append("| " + " | ".join(cells) + " |")
+    if len(experiment.seeds) < 3:
+        lines += ["", f"{len(experiment.seeds)} seed(s): differences below about 0.01 AP are within what a seed changes."]
+    text = "\n".join(lines)
+    (folder / "report.md").write_text(text + "\n")
+    content = {"experiment": asdict(experiment), "environment": environment(), "summary": summary, "runs": rows}
+    (folder / "report.json").write_text(json.dumps(content, indent=2, default=list) + "\n")
+    return text
+
+
+def _figure(mean: float, spread: float, runs: int) -> str:
+    return f"{mean:.4f}" if runs < 2 else f"{mean:.4f} ± {spread:.4f}"
+
+
+def _signed(mean: float, spread: float, runs: int) -> str:
+    return f"{mean:+.4f}" if runs < 2 else f"{mean:+.4f} ± {spread:.4f}"
+
+
+def draw_pictures(experiment: Experiment, runs: Sequence[Run], folder: Path) -> Path:
+    """Draws labels and every role's boxes (first seed) side by side on images spread over the split.
+
+    Returns:
+        The folder of the pictures.
+    """
+    out = folder / "pictures"
+    out.mkdir(exist_ok=True)
+    config = ensure_dataset(load_dataset_config(experiment.data))
+    records = build_index(getattr(config, experiment.split), config.nc, prefix=experiment.split).records
+    first: dict[str, Run] = {}
+    for run in runs:
+        first.setdefault(run.role, run)
+    predictors = {
+        role: Predictor(load_model(run.weights, device="cpu", fuse=True), img_size=experiment.img_size, conf_thres=0.3)
+        for role, run in first.items()
+    }
+    step = max(len(records) // experiment.pictures, 1)
+    for record in records[::step][: experiment.pictures]:
+        image = cv2.imread(record.path)
+        panels = [_panel(image, _labelled(record), "labels", config.names)]
+        panels += [
+            _panel(image, predictor(image).cpu().numpy(), role, config.names) for role, predictor in predictors.items()
+        ]
+        cv2.imwrite(str(out / f"{Path(record.path).stem}.jpg"), np.hstack(panels))
+    return out
+
+
+def _labelled(record: ImageRecord) -> np.ndarray:
+    """The labels of an image as detections, (n, 6) rows x1, y1, x2, y2, 1, class in pixels."""
+    boxes = cxcywh_to_xyxy(record.labels[:, 1:5]) * np.array([record.width, record.height] * 2)
+    return np.concatenate([boxes, np.ones((len(boxes), 1)), record.labels[:, :1]], axis=1)
+
+
+def _panel(image: np.ndarray, detections: np.ndarray, title: str, names: Sequence[str]) -> np.ndarray:
+    scale = PICTURE_HEIGHT / image.shape[0]
+    canvas = cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC)
+    texts = [names[int(row[5])] + ("" if row[4] >= 1 else f" {row[4]:.2f}") for row in detections]
+    canvas = draw_boxes(canvas, detections[:, :4] * scale, texts, classes=detections[:, 5].astype(int))
+    header = np.full((24, canvas.shape[1], 3), 255, np.uint8)
+    cv2.putText(header, title, (6, 17), cv2.FONT_HERSHEY_SIMPLEX, 0.5, (0, 0, 0), 1, cv2.LINE_AA)
+    return np.pad(np.vstack([header, canvas]), ((0, 0), (0, 4), (0, 0)), constant_values=255)
