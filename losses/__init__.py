@@ -1,10 +1,14 @@
 """What a detector is trained with: losses, assignment of boxes to cells, overlap measures."""
 
 from losses.anchor_based import scale_gains
+from losses.simota import SimOTALoss
+from losses.simota_aux import SimOTAAuxLoss
 from losses.yolov5 import YOLOv5Loss
 
 LOSSES = {
     "yolov5": YOLOv5Loss,
+    "simota": SimOTALoss,
+    "simota_aux": SimOTAAuxLoss,
 }
 
-__all__ = ["LOSSES", "YOLOv5Loss", "scale_gains"]
+__all__ = ["LOSSES", "SimOTAAuxLoss", "SimOTALoss", "YOLOv5Loss", "scale_gains"]

@@ -35,8 +35,8 @@ def scale_gains(
 ) -> tuple[float, float, float]:
     """Gains for a head and an image size, from the values of a hyper-parameter file of YOLOv5 or YOLOv7.
 
-    Those mean 3 levels, 80 classes and 640 pixels: more levels share the gain, the class term grows with the classes and
-    the objectness term with the area.
+    Those mean 3 levels, 80 classes and 640 pixels: more levels share the gain, the class term grows with the classes
+    and the objectness term with the area.
 
     Args:
         box, cls, obj: gains as written in the file.

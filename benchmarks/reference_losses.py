@@ -1,0 +1,163 @@
+"""Plain versions of the detection losses: boolean indexing, one image at a time.
+
+They say in the most direct way what the batched losses of `losses/` compute. Tests use them as oracles, and
+`benchmarks/losses.py` as the yardstick for speed.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from losses.anchor_based import AnchorLoss
+from losses.functional import binary_cross_entropy
+from losses.iou import box_overlap
+from losses.simota import SimOTALoss
+from losses.simota_aux import SimOTAAuxLoss
+from utils.boxes import cxcywh_to_xyxy, pairwise_iou
+
+
+def positives(targets: Tensor, anchors: Tensor, grid_hw: tuple[int, int], anchor_t: float, reach: float) -> Tensor:
+    """Rows [image, anchor, row, column, target] that may predict a box, in the order in which objectness is written."""
+    rows, columns = grid_hw
+    x, y = targets[:, 2] * columns, targets[:, 3] * rows
+    sides = targets[:, 4:6] * targets.new_tensor([columns, rows])
+    ratio = sides[None] / anchors[:, None]  # (A, T, 2)
+    fits = torch.maximum(ratio, 1 / ratio).amax(2) < anchor_t  # (A, T)
+    found = []
+    for dx, dy in ((0, 0), (-1, 0), (0, -1), (1, 0), (0, 1)):
+        edge = {(-1, 0): x, (0, -1): y, (1, 0): columns - x, (0, 1): rows - y}.get((dx, dy))
+        inside = torch.ones_like(x, dtype=torch.bool) if edge is None else (edge % 1 < reach) & (edge > 1)
+        anchor, target = (fits & inside).nonzero(as_tuple=True)
+        column = (x[target] + dx * reach).long().clamp(0, columns - 1)
+        row = (y[target] + dy * reach).long().clamp(0, rows - 1)
+        found.append(torch.stack([targets[target, 0].long(), anchor, row, column, target], 1))
+    return torch.cat(found)
+
+
+def level_loss(loss: AnchorLoss, prediction: Tensor, matched: Tensor, targets: Tensor, level: int) -> list[Tensor]:
+    """Box, objectness and class terms of one level without gains; `matched` as `positives` gives them."""
+    image, anchor, row, column, target = matched.T
+    objectness = torch.zeros_like(prediction[..., 4])
+    box = cls = prediction.new_zeros(())
+    if len(matched):
+        logits = prediction[image, anchor, row, column]  # (M, 5 + C)
+        scores = logits[:, :4].sigmoid()
+        center = scores[:, :2] * 2 - 0.5 + torch.stack([column, row], 1)
+        sides = (scores[:, 2:] * 2) ** 2 * loss.anchors[level].to(prediction)[anchor]
+        rows, columns = prediction.shape[2:4]
+        wanted = targets[target, 2:6] * targets.new_tensor([columns, rows, columns, rows])
+        ciou = box_overlap(
+            torch.cat([center, sides], 1), wanted, "ciou", height_eps=loss.height_eps, aspect_eps=loss.height_eps
+        )
+        box = (1 - ciou).mean()
+        for_cells = ciou.detach().clamp(min=0)
+        objectness[image, anchor, row, column] = for_cells
+        if loss.num_classes > 1:
+            classes = torch.full_like(logits[:, 5:], loss.negative)
+            classes[torch.arange(len(matched)), targets[target, 1].long()] = loss.positive
+            cls = binary_cross_entropy(logits[:, 5:], classes, loss.cls_pw, loss.fl_gamma).mean()
+    obj = binary_cross_entropy(prediction[..., 4], objectness, loss.obj_pw, loss.fl_gamma).mean()
+    return [box, obj * loss.balance[level], cls]
+
+
+def weighted_total(loss: AnchorLoss, terms: list[Tensor], batch_size: int) -> Tensor:
+    """Box, objectness and class terms -> the scalar to back-propagate."""
+    box, obj, cls = terms
+    return (box * loss.gains["box"] + obj * loss.gains["obj"] + cls * loss.gains["cls"]) * batch_size
+
+
+def reference_yolov5(loss: AnchorLoss, predictions: list[Tensor], targets: Tensor) -> Tensor:
+    """The YOLOv5 loss with the settings of `loss`."""
+    targets = targets.to(predictions[0])
+    terms = []
+    for level, prediction in enumerate(predictions):
+        anchors = loss.anchors[level].to(prediction)
+        matched = positives(targets, anchors, (prediction.shape[2], prediction.shape[3]), loss.anchor_t, 0.5)
+        terms.append(level_loss(loss, prediction, matched, targets, level))
+    return weighted_total(loss, [torch.stack(values).sum() for values in zip(*terms)], len(predictions[0]))
+
+
+@torch.no_grad()
+def dynamic_k_matching(
+    boxes_xyxy: Tensor, scores: Tensor, target_boxes_xyxy: Tensor, target_classes: Tensor, topk: int, stable: bool
+) -> tuple[Tensor, Tensor]:
+    """Matching of one image: positions of the taken candidates, and the target of each.
+
+    `boxes_xyxy` (M, 4) and `scores` (M, C), the square root of class score times objectness, are the candidates'.
+    """
+    ious = pairwise_iou(target_boxes_xyxy, boxes_xyxy)  # (n, M)
+    k = ious.topk(min(topk, ious.shape[1]), 1).values.sum(1).int().clamp(min=1)
+    wanted = F.one_hot(target_classes, scores.shape[1]).to(scores)
+    pairs = len(target_classes), *scores.shape
+    class_cost = F.binary_cross_entropy(
+        scores[None].expand(pairs), wanted[:, None].expand(pairs), reduction="none"
+    ).sum(2)
+    costs = class_cost - 3 * torch.log(ious + 1e-8)  # (n, M)
+    matrix = torch.zeros_like(costs)
+    for row, count in enumerate(k.tolist()):
+        cheapest = (
+            costs[row].sort(stable=True).indices[:count] if stable else costs[row].topk(count, largest=False).indices
+        )
+        matrix[row, cheapest] = 1
+    contested = matrix.sum(0) > 1
+    if contested.any():
+        matrix[:, contested] = F.one_hot(costs[:, contested].argmin(0), len(costs)).T.to(matrix)
+    taken = matrix.sum(0) > 0
+    return taken.nonzero().flatten(), matrix[:, taken].argmax(0)
+
+
+def simota_matches(
+    loss: SimOTALoss, predictions: list[Tensor], targets: Tensor, reach: float, stable: bool
+) -> list[Tensor]:
+    """Matched cells of each level as rows [image, anchor, row, column, target]."""
+    found = []
+    for level, prediction in enumerate(predictions):
+        grid_hw = prediction.shape[2], prediction.shape[3]
+        found.append(positives(targets, loss.anchors[level].to(prediction), grid_hw, loss.anchor_t, reach))
+    height, width = (size * loss.strides[0] for size in predictions[0].shape[2:4])
+    scale = targets.new_tensor([height if loss.height_only_scale else width, height] * 2)
+    matched: list[list[Tensor]] = [[] for _ in predictions]
+    for image in range(len(predictions[0])):
+        own = (targets[:, 0] == image).nonzero().flatten()
+        rows = [level_rows[level_rows[:, 0] == image] for level_rows in found]
+        if not sum(len(level_rows) for level_rows in rows):
+            continue
+        boxes, scores = [], []
+        for level, (prediction, level_rows) in enumerate(zip(predictions, rows)):
+            _, anchor, row, column, _ = level_rows.T
+            output = prediction.detach()[image, anchor, row, column].sigmoid()
+            center = output[:, :2] * 2 - 0.5 + torch.stack([column, row], 1)
+            sides = (output[:, 2:4] * 2) ** 2 * loss.anchors[level].to(prediction)[anchor]
+            boxes.append(cxcywh_to_xyxy(torch.cat([center, sides], 1) * loss.strides[level]))
+            scores.append((output[:, 5:] * output[:, 4:5]).sqrt())
+        target_boxes = cxcywh_to_xyxy(targets[own, 2:6] * scale)
+        taken, target = dynamic_k_matching(
+            torch.cat(boxes), torch.cat(scores), target_boxes, targets[own, 1].long(), loss.topk, stable
+        )
+        level_of = torch.cat([torch.full((len(level_rows),), level) for level, level_rows in enumerate(rows)])[taken]
+        kept = torch.cat(rows)[taken]
+        kept[:, 4] = own[target]
+        for level in range(len(predictions)):
+            matched[level].append(kept[level_of == level])
+    empty = torch.zeros(0, 5, dtype=torch.long)
+    return [torch.cat(level_rows) if level_rows else empty for level_rows in matched]
+
+
+def reference_simota(loss: SimOTALoss, predictions: list[Tensor], targets: Tensor, stable: bool = True) -> Tensor:
+    """The SimOTA loss with the settings of `loss`, with auxiliary outputs where it has them.
+
+    Of equal costs the first counts as the cheaper one; without `stable`, whichever torch.topk comes upon.
+    """
+    targets = targets.to(predictions[0])
+    lead, auxiliary = predictions[: loss.num_levels], predictions[loss.num_levels :]
+    branches = [(lead, 0.5, 1.0)]
+    if isinstance(loss, SimOTAAuxLoss):
+        branches.append((auxiliary, 1.0, loss.aux_gain))
+    terms = []
+    for maps, reach, gain in branches:
+        matches = simota_matches(loss, lead, targets, reach, stable)
+        for level, (prediction, matched) in enumerate(zip(maps, matches)):
+            terms.append([gain * value for value in level_loss(loss, prediction, matched, targets, level)])
+    return weighted_total(loss, [torch.stack(values).sum() for values in zip(*terms)], len(lead[0]))

@@ -1,0 +1,205 @@
+"""The YOLOv7 loss: SimOTA decides which of the candidate cells predict which box."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from losses.anchor_assign import Candidates, TargetGroups, assign, find_candidates, group_targets
+from losses.anchor_based import AnchorLoss, LevelTerms, add_terms, compute_dtype, decode_boxes
+from utils.boxes import cxcywh_to_xyxy
+
+PAIRS_AT_ONCE = 1 << 22  # bounds the memory of the matching: (target, candidate) pairs held in one tensor
+IOU_COST = 3.0
+LOW_BITS = (1 << 32) - 1
+UNAFFORDABLE = 0x7F800000 << 32  # rank of an infinite cost
+
+
+class CandidateBoxes(NamedTuple):
+    """What the matching sees of the candidates of all levels."""
+
+    boxes_xyxy: Tensor  # (G, K, 4) predicted, pixels
+    class_costs: Tensor  # (G, C + 1, K) cost of predicting a class; the last row, of padding, is infinite
+    image: Tensor  # (G, K)
+
+
+def class_costs(class_logits: Tensor, object_logits: Tensor, valid: Tensor) -> Tensor:
+    """Cost of each class at each candidate: cross-entropy of `sqrt(class score * objectness)` with the class's one-hot.
+
+    The sum over the classes is the same for every one-hot but for one class, so no tensor has to hold boxes times
+    candidates times classes.
+
+    Args:
+        class_logits: (G, K, C).
+        object_logits: (G, K).
+        valid: (G, K).
+
+    Returns:
+        (G, C + 1, K); infinite for candidates that are not valid, and in the last row.
+    """
+    log_sigmoid = torch.nn.functional.logsigmoid
+    log_score = (log_sigmoid(class_logits) + log_sigmoid(object_logits)[..., None]) / 2  # (G, K, C)
+    log_score.clamp_(max=-torch.finfo(log_score.dtype).eps)
+    log_complement = torch.log(-torch.expm1(log_score))
+    cost_of_none = -log_complement.sum(2, keepdim=True)  # (G, K, 1)
+    cost_of_none.masked_fill_(~valid[..., None], torch.inf)
+    costs = log_complement - log_score + cost_of_none  # (G, K, C)
+    return torch.nn.functional.pad(costs.transpose(1, 2), (0, 0, 0, 1), value=torch.inf)
+
+
+def pair_ious(boxes1_xyxy: Tensor, boxes2_xyxy: Tensor) -> Tensor:
+    """(G, N, 4) and (G, K, 4) -> (G, N, K) IoU; 0 where both boxes have no area. Without gradients."""
+    left1, top1, right1, bottom1 = boxes1_xyxy[:, :, None].unbind(-1)  # (G, N, 1)
+    left2, top2, right2, bottom2 = boxes2_xyxy[:, None].unbind(-1)  # (G, 1, K)
+    intersection = (torch.minimum(right1, right2) - torch.maximum(left1, left2)).clamp_(min=0)
+    intersection *= (torch.minimum(bottom1, bottom2) - torch.maximum(top1, top2)).clamp_(min=0)
+    area1, area2 = (right1 - left1) * (bottom1 - top1), (right2 - left2) * (bottom2 - top2)
+    union = (area1 + area2).sub_(intersection).clamp_(min=torch.finfo(area1.dtype).tiny)
+    return intersection.div_(union)
+
+
+@torch.no_grad()
+def match(
+    target_boxes_xyxy: Tensor, groups: TargetGroups, candidates: CandidateBoxes, topk: int
+) -> tuple[Tensor, Tensor]:
+    """Dynamic-k matching of SimOTA (Ge et al. 2021, YOLOX).
+
+    A box takes its k cheapest candidates, k being the whole part of the sum of its `topk` largest IoUs and at least 1.
+    A candidate taken by several boxes goes to the box for which it is cheapest, be it one of those or not. Of equal
+    costs, which repeated cells have, the first counts as the cheaper one, so the result is the same on every device.
+
+    Args:
+        target_boxes_xyxy: (G, N, 4) pixels.
+        groups: the boxes.
+        candidates: predictions at the candidate cells.
+        topk: number of IoUs in the estimate of k, and its upper bound.
+
+    Returns:
+        (G, K) box of each candidate as its position in the group, and (G, K) whether it has one.
+    """
+    num_groups, num_boxes = groups.valid.shape
+    num_candidates = candidates.image.shape[1]
+    num_classes = candidates.class_costs.shape[1] - 1
+    classes = torch.where(groups.valid, groups.classes, num_classes)
+    group = torch.arange(num_groups, device=classes.device)[:, None]
+
+    taken = torch.zeros_like(candidates.image)  # (G, K) how many boxes take it
+    taker = torch.zeros_like(candidates.image)
+    cheapest = torch.full_like(candidates.image, UNAFFORDABLE)
+    column = torch.arange(num_candidates, device=classes.device) * num_boxes
+    k_max = min(topk, num_candidates)
+    step = max(1, PAIRS_AT_ONCE // max(1, num_groups * num_candidates))
+    for start in range(0, num_boxes, step):
+        some = slice(start, start + step)
+        ious = pair_ious(target_boxes_xyxy[:, some], candidates.boxes_xyxy)  # (G, n, K)
+        costs = candidates.class_costs[group, classes[:, some]]  # (G, n, K)
+        if num_groups == 1:  # one group may hold the boxes of several images
+            elsewhere = groups.image[:, some, None] != candidates.image[:, None]
+            ious.masked_fill_(elsewhere, 0)
+            costs.masked_fill_(elsewhere, torch.inf)
+        k = ious.topk(k_max, 2).values.sum(2).int().clamp_(min=1)  # (G, n)
+        costs -= IOU_COST * ious.add_(1e-8).log_()
+        position = torch.arange(num_boxes, device=k.device)[some, None]  # (n, 1)
+        ranks = _rank(costs, column + position)  # (G, n, K)
+        cheapest = torch.minimum(cheapest, ranks.amin(1))
+
+        rank, place = ranks.topk(k_max, 2, largest=False)  # (G, n, k_max)
+        takes = (rank < UNAFFORDABLE) & (torch.arange(k_max, device=k.device) < k[..., None])
+        taken.scatter_add_(1, place.flatten(1), takes.flatten(1).to(taken.dtype))
+        taker.scatter_reduce_(1, place.flatten(1), torch.where(takes, position, 0).flatten(1), "amax")
+    return torch.where(taken > 1, (cheapest & LOW_BITS) % num_boxes, taker), taken > 0
+
+
+def _rank(costs: Tensor, order: Tensor) -> Tensor:
+    """Whole numbers that sort as the float32 costs do, and as `order` (32 bits) where costs are equal."""
+    # The bits of floats that are not negative sort as the floats; without this, equal costs come in any order.
+    return (costs.clamp_(min=0).view(torch.int32).long() << 32) + order
+
+
+class SimOTALoss(AnchorLoss):
+    """The loss YOLOv7 trains with: candidates by anchor ratio, SimOTA matching, then the terms of the YOLOv5 loss.
+
+    `forward(predictions, targets)` takes the training maps, L of (B, A, rows, columns, 5 + C) in any floating dtype,
+    and targets (T, 6) rows [image, class, cx, cy, w, h] normalised, on the device of the maps or in host memory. It
+    returns the loss times B, and its parts `box`, `obj`, `cls`. Targets in host memory are the faster choice: the
+    padding is then cut to the batch. Nothing waits for the device in either case.
+
+    Args:
+        anchors: as for `AnchorLoss`.
+        strides: as for `AnchorLoss`.
+        num_classes: as for `AnchorLoss`.
+        topk: number of IoUs that estimate how many cells a box takes.
+        height_only_scale: scale normalised boxes by the image height on both axes while matching, as the original does;
+            it differs on images that are not square.
+        height_eps: as for `AnchorLoss`.
+        settings: the other keywords of `AnchorLoss`.
+    """
+
+    def __init__(
+        self,
+        anchors: Tensor,
+        strides: Sequence[float] | Tensor,
+        num_classes: int,
+        *,
+        topk: int = 10,
+        height_only_scale: bool = False,
+        height_eps: float = 1e-7,
+        **settings: Any,
+    ) -> None:
+        super().__init__(anchors, strides, num_classes, height_eps=height_eps, **settings)
+        self.topk = topk
+        self.height_only_scale = height_only_scale
+
+    def forward(self, predictions: Sequence[Tensor], targets: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        self.check_inputs(predictions, targets, self.num_levels)
+        with torch.autocast(predictions[0].device.type, enabled=False):
+            groups = group_targets(targets.to(compute_dtype(predictions[0])), len(predictions[0]))
+            terms = self.matched_terms(predictions, predictions, groups, reach=0.5)
+            return self.total(terms, len(predictions[0]))
+
+    def matched_terms(
+        self, predictions: Sequence[Tensor], judged: Sequence[Tensor], groups: TargetGroups, reach: float
+    ) -> LevelTerms:
+        """Terms of `predictions` for the matching that the predictions `judged`, of the same shapes, lead to."""
+        device, dtype = predictions[0].device, compute_dtype(predictions[0])
+        grids = [(prediction.shape[2], prediction.shape[3]) for prediction in predictions]
+        anchors = self.anchors_on(groups.valid.device, dtype)
+        found = [
+            find_candidates(groups, anchors[level], grid, self.anchor_t, reach) for level, grid in enumerate(grids)
+        ]
+        found = [candidates.to(device) for candidates in found]
+        groups, anchors = groups.to(device), self.anchors_on(device, dtype)
+
+        width, height = grids[0][1] * self.strides[0], grids[0][0] * self.strides[0]
+        boxes = groups.boxes_cxcywh * height
+        if not self.height_only_scale:
+            boxes[..., ::2] *= width / height
+        seen = self._look(judged, found, groups)
+        target, matched = match(cxcywh_to_xyxy(boxes).float(), groups, seen, self.topk)
+
+        sizes = [candidates.valid.shape[1] for candidates in found]
+        terms = []
+        for level, parts in enumerate(zip(found, target.split(sizes, 1), matched.split(sizes, 1))):
+            candidates = parts[0]._replace(target=parts[1], valid=parts[2])
+            assignment = assign(groups, candidates, anchors[level], grids[level])
+            terms.append(self.level_terms(predictions[level], assignment, level))
+        return add_terms(terms)
+
+    @torch.no_grad()
+    def _look(self, predictions: Sequence[Tensor], found: Sequence[Candidates], groups: TargetGroups) -> CandidateBoxes:
+        """Collects the predictions at the candidates of all levels, in float32."""
+        anchors = self.anchors_on(groups.valid.device, torch.float32)
+        boxes, costs, images = [], [], []
+        for level, (prediction, candidates) in enumerate(zip(predictions, found)):
+            rows = prediction.flatten(0, 3).index_select(0, candidates.position.flatten())
+            rows = rows.unflatten(0, candidates.position.shape).float()  # (G, K, 5 + C)
+            box = decode_boxes(rows[..., :4], anchors[level][candidates.anchor])
+            center = box[..., :2] + candidates.cell
+            box = cxcywh_to_xyxy(torch.cat([center, box[..., 2:]], -1) * self.strides[level])
+            boxes.append(torch.where(candidates.valid[..., None], box, 0))
+            costs.append(class_costs(rows[..., 5:], rows[..., 4], candidates.valid))
+            images.append(groups.image.gather(1, candidates.target))
+        return CandidateBoxes(torch.cat(boxes, 1), torch.cat(costs, 2), torch.cat(images, 1))
