@@ -125,6 +125,17 @@ def kept_layers(rows: Sequence[Row]) -> list[int]:
     )
 
 
+def count_auxiliary_layers(rows: Sequence[Row], num_levels: int) -> int:
+    """How many of the last layers before the head serve nothing but its inputs after the first `num_levels`."""
+    sources = absolute_sources(rows[-1])
+    needed = {source for row in rows[:-1] for source in absolute_sources(row)} | set(sources[:num_levels])
+    auxiliary = set(sources) - needed
+    count = 0
+    while rows[-1].index - 1 - count in auxiliary:
+        count += 1
+    return count
+
+
 def _build_block(
     block: Block, row: Row, inputs: Sequence[int], names: _Names, config: ModelConfig, where: str
 ) -> tuple[nn.Module, int]:
@@ -228,7 +239,7 @@ def _finish(model: nn.Sequential, config: ModelConfig) -> None:
 
 @torch.no_grad()
 def measure_strides(config: ModelConfig) -> list[float]:
-    """Strides of the head's inputs, from shapes alone: nothing is computed, no random number drawn, no statistic touched.
+    """Strides of the head's inputs, from shapes alone: no number is computed, none drawn, no statistic touched.
 
     Raises:
         UserError: the inputs of a layer do not fit it or each other.

@@ -47,7 +47,7 @@ def summarize(model: Model, img_size: int = 640) -> ModelSummary:
 
 
 def count_gflops(model: Model, img_size: int = 640) -> float:
-    """10^9 operations for one square image, twice thop's multiply-accumulates, measured small and scaled to the size."""
+    """10^9 operations for one square image: twice thop's multiply-accumulates, measured small and scaled up."""
     from thop import profile
 
     side = max(int(model.stride.max()), 32)

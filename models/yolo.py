@@ -9,11 +9,18 @@ from typing import Any
 import torch
 from torch import nn
 
-from models.config import Row, read_model_config
+from models.config import read_model_config
 from models.fuse import fuse_modules
-from models.heads.anchor import IAuxDetect, IDetect
+from models.heads.anchor import IDetect
 from models.heads.base import DetectionHead
-from models.parser import absolute_sources, build_layers, gather_inputs, kept_layers, measure_strides
+from models.parser import (
+    absolute_sources,
+    build_layers,
+    count_auxiliary_layers,
+    gather_inputs,
+    kept_layers,
+    measure_strides,
+)
 from models.summary import ModelSummary, summarize
 from models.tta import predict_augmented
 from utils.errors import UserError
@@ -107,11 +114,12 @@ class Model(nn.Module):
         if features_only and not wanted:
             raise ValueError("features_only needs extra_features")
         last = max(wanted) if features_only else len(self.model) - 1
+        kept = set(self.save)
         taken: dict[int, Any] = {}
         outputs: list[Any] = []
         for index, layer in enumerate(self.model):
             x = layer(gather_inputs(layer.f, x, outputs))  # type: ignore[arg-type]
-            outputs.append(x if index in self.save else None)
+            outputs.append(x if index in kept else None)
             if index in wanted:
                 taken[index] = x
             if index == last:
@@ -129,7 +137,7 @@ class Model(nn.Module):
         return layers
 
     def fuse(self) -> Model:
-        """Folds BatchNorm, RepConv and implicit layers into convolutions, in place, for inference. Again changes nothing."""
+        """Folds BatchNorm, RepConv and implicit layers into convolutions, in place, for inference; twice is once."""
         fuse_modules(self.model)
         return self
 
@@ -137,33 +145,23 @@ class Model(nn.Module):
     def reparameterize(self) -> Model:
         """Makes this the deployment form, in place: implicit layers folded, auxiliary maps and their layers dropped.
 
-        The predictions stay the same; the state_dict is that of upstream's deployment architecture, where a RepConv still
-        has its branches (`fuse` folds them). A model that has neither stays as it is.
+        The predictions stay the same; the state_dict is that of upstream's deployment architecture, where a RepConv
+        still has its branches (`fuse` folds them). A model that has neither stays as it is.
         """
         head = self.head
         if not isinstance(head, IDetect):
             return self
         plain = head.deployed()
-        rows = self.yaml["head"]
-        kept = rows[-1][0][: head.num_levels]
-        auxiliary = {absolute for absolute in self._auxiliary_layers()} if isinstance(head, IAuxDetect) else set()
-        layers, rows = list(self.model[:-1]), rows[:-1]
-        while layers and layers[-1].i in auxiliary:
-            layers.pop()
-            rows = rows[:-1]
-        plain.i, plain.f, plain.type = len(layers), kept, "Detect"  # type: ignore[assignment]
-        self.model = nn.Sequential(*layers, plain)
-        self.yaml = {**self.yaml, "head": [*rows, [kept, 1, "Detect", self.yaml["head"][-1][3]]]}
+        rows = read_model_config(self.yaml).rows
+        sources = absolute_sources(rows[-1])[: head.num_levels]
+        index = len(self.model) - 1 - count_auxiliary_layers(rows, head.num_levels)
+        plain.i, plain.f, plain.type = index, sources, "Detect"  # type: ignore[assignment]
+        self.model = nn.Sequential(*self.model[:index], plain)
+        head_rows = self.yaml["head"][: index - len(self.yaml["backbone"])]
+        arguments = self.yaml["head"][-1][3]
+        self.yaml = {**self.yaml, "head": [*head_rows, [sources, 1, "Detect", arguments]]}
         self.save = kept_layers(read_model_config(self.yaml).rows)
         return self
-
-    def _auxiliary_layers(self) -> set[int]:
-        """Layers that only the auxiliary half of the head reads."""
-        config_rows: list[Row] = read_model_config(self.yaml).rows
-        read_by_others = {source for row in config_rows[:-1] for source in absolute_sources(row)}
-        sources = absolute_sources(config_rows[-1])
-        lead, auxiliary = sources[: self.head.num_levels], sources[self.head.num_levels :]
-        return set(auxiliary) - set(lead) - read_by_others
 
     def summary(self, img_size: int = 640) -> ModelSummary:
         """Counts layers, parameters and floating-point operations for a square image of `img_size` pixels a side."""

@@ -44,7 +44,8 @@ class Conv(nn.Module):
         kernel, stride: an int, or one for each axis (rows, columns).
         padding: None keeps the size at stride 1.
         groups: of the convolution.
-        activation: True for the architecture's default (SiLU unless the yaml says otherwise), False for none, or a module.
+        activation: True for the architecture's default (SiLU unless the yaml says otherwise), False for none,
+            or a module.
         dilation: of the convolution.
     """
 
@@ -65,7 +66,7 @@ class Conv(nn.Module):
         self.conv = nn.Conv2d(
             in_channels, out_channels, kernel, stride, padding, dilation=dilation, groups=groups, bias=False
         )
-        self.bn = nn.BatchNorm2d(out_channels)
+        self.bn: nn.Module = nn.BatchNorm2d(out_channels)
         self.act = make_activation(activation)
         self.default_act = activation is True
 
@@ -184,7 +185,7 @@ class CrossConv(nn.Module):
 
 
 class MixConv2d(nn.Module):
-    """Depth-wise convolutions of several kernel sizes side by side (Tan and Le, MixConv, 2019), output channels shared evenly."""
+    """Depth-wise convolutions of several kernel sizes share the output channels (Tan and Le, MixConv, 2019)."""
 
     def __init__(
         self,

@@ -1,9 +1,10 @@
-"""YOLOv7's residual units and the three cross-stage-partial arrangements (CSPNet, 2020; Scaled-YOLOv4, 2021) of each."""
+"""YOLOv7's residual units, and three cross-stage-partial arrangements of each (CSPNet, 2020; Scaled-YOLOv4, 2021)."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import torch
 from torch import nn
@@ -55,18 +56,20 @@ class RepBottleneck(Bottleneck):
         self.cv2 = RepConv(int(out_channels * expansion), out_channels, 3, 1, groups=groups)  # type: ignore[assignment]
 
 
-def _chain(unit: Callable[..., nn.Module], width: int, repeats: int) -> nn.Sequential:
-    return nn.Sequential(*(unit(width, width) for _ in range(repeats)))
+class CSPBlock(nn.Module):
+    """Residual units on one branch, joined with a branch that skips them. The arrangement is one of
 
-
-class CSPA(nn.Module):
-    """cv3([m(cv1(x)), cv2(x)]).
+        A: cv3([m(cv1(x)), cv2(x)])
+        B: cv3([m(y), cv2(y)]) with y = cv1(x)
+        C: cv4([cv3(m(cv1(x))), cv2(x)])
 
     Args:
         repeats: number of units.
-        shortcut, groups: handed to each unit; None leaves the unit's own default.
-        expansion: hidden width as a share of `out_channels`.
-        unit: builds one residual unit from its input and output width.
+        shortcut: of each unit; None is no for B, yes for the others.
+        groups: of each unit; None leaves the unit's own.
+        expansion: width of the branches as a share of `out_channels`; B has no use for it, its branches have all.
+        arrangement: A, B or C.
+        unit: builds a residual unit from its input and output width.
     """
 
     def __init__(
@@ -74,80 +77,34 @@ class CSPA(nn.Module):
         in_channels: int,
         out_channels: int,
         repeats: int = 1,
-        shortcut: bool = True,
+        shortcut: bool | None = None,
         groups: int | None = None,
         expansion: float = 0.5,
         *,
-        unit: Callable[..., nn.Module] = Bottleneck,
+        arrangement: str,
+        unit: Callable[..., nn.Module],
     ) -> None:
         super().__init__()
-        hidden = int(out_channels * expansion)
+        self.skips_late = arrangement == "B"
+        hidden = out_channels if self.skips_late else int(out_channels * expansion)
         self.cv1 = Conv(in_channels, hidden)
-        self.cv2 = Conv(in_channels, hidden)
-        self.cv3 = Conv(2 * hidden, out_channels)
-        self.m = _chain(_bound(unit, shortcut, groups), hidden, repeats)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.cv3(torch.cat((self.m(self.cv1(x)), self.cv2(x)), 1))
-
-
-class CSPB(nn.Module):
-    """cv3([m(y), cv2(y)]) with y = cv1(x); arguments as CSPA, without the expansion."""
-
-    def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        repeats: int = 1,
-        shortcut: bool = False,
-        groups: int | None = None,
-        expansion: float = 0.5,
-        *,
-        unit: Callable[..., nn.Module] = Bottleneck,
-    ) -> None:
-        super().__init__()
-        hidden = int(out_channels)
-        self.cv1 = Conv(in_channels, hidden)
-        self.cv2 = Conv(hidden, hidden)
-        self.cv3 = Conv(2 * hidden, out_channels)
-        self.m = _chain(_bound(unit, shortcut, groups), hidden, repeats)
+        self.cv2 = Conv(hidden if self.skips_late else in_channels, hidden)
+        self.cv3 = Conv(hidden, hidden) if arrangement == "C" else Conv(2 * hidden, out_channels)
+        self.cv4 = Conv(2 * hidden, out_channels) if arrangement == "C" else None
+        options: dict[str, Any] = {}
+        if unit is not GhostBottleneck:  # which has no options
+            options["shortcut"] = not self.skips_late if shortcut is None else shortcut
+            if groups is not None:
+                options["groups"] = groups
+        self.m = nn.Sequential(*(unit(hidden, hidden, **options) for _ in range(repeats)))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         y = self.cv1(x)
-        return self.cv3(torch.cat((self.m(y), self.cv2(y)), 1))
-
-
-class CSPC(nn.Module):
-    """cv4([cv3(m(cv1(x))), cv2(x)]); arguments as CSPA."""
-
-    def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        repeats: int = 1,
-        shortcut: bool = True,
-        groups: int | None = None,
-        expansion: float = 0.5,
-        *,
-        unit: Callable[..., nn.Module] = Bottleneck,
-    ) -> None:
-        super().__init__()
-        hidden = int(out_channels * expansion)
-        self.cv1 = Conv(in_channels, hidden)
-        self.cv2 = Conv(in_channels, hidden)
-        self.cv3 = Conv(hidden, hidden)
-        self.cv4 = Conv(2 * hidden, out_channels)
-        self.m = _chain(_bound(unit, shortcut, groups), hidden, repeats)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.cv4(torch.cat((self.cv3(self.m(self.cv1(x))), self.cv2(x)), 1))
-
-
-def _bound(unit: Callable[..., nn.Module], shortcut: bool, groups: int | None) -> Callable[..., nn.Module]:
-    """The unit with a block's own arguments; a ghost bottleneck has none."""
-    if unit is GhostBottleneck:
-        return unit
-    return partial(unit, shortcut=shortcut) if groups is None else partial(unit, shortcut=shortcut, groups=groups)
+        skipping = self.cv2(y if self.skips_late else x)
+        processed = self.m(y)
+        if self.cv4 is None:
+            return self.cv3(torch.cat((processed, skipping), 1))
+        return self.cv4(torch.cat((self.cv3(processed), skipping), 1))
 
 
 UNITS: dict[str, Callable[..., nn.Module]] = {
@@ -167,7 +124,7 @@ _CSP_UNITS: dict[str, Callable[..., nn.Module]] = {
     "Ghost": GhostBottleneck,
 }
 CSP_BLOCKS: dict[str, Callable[..., nn.Module]] = {
-    f"{unit}CSP{letter}": partial(block, unit=factory)
-    for unit, factory in _CSP_UNITS.items()
-    for letter, block in (("A", CSPA), ("B", CSPB), ("C", CSPC))
+    f"{name}CSP{arrangement}": partial(CSPBlock, arrangement=arrangement, unit=unit)
+    for name, unit in _CSP_UNITS.items()
+    for arrangement in "ABC"
 }

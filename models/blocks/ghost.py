@@ -42,7 +42,7 @@ class GhostBottleneck(nn.Module):
             DWConv(hidden, hidden, kernel, stride, activation=False) if reduces else nn.Identity(),
             GhostConv(hidden, out_channels, activation=False),
         )
-        self.shortcut = nn.Identity()
+        self.shortcut: nn.Module = nn.Identity()
         if reduces:
             self.shortcut = nn.Sequential(
                 DWConv(in_channels, in_channels, kernel, stride, activation=False),

@@ -12,7 +12,9 @@ def _conv_bn_relu6(in_channels: int, out_channels: int, kernel: int, stride: int
 
 
 class InvertedResidual(nn.Module):
-    """Widen by 1 x 1, filter depth-wise by 3 x 3, narrow by 1 x 1 without activation; a shortcut where the shapes allow it.
+    """Widen by 1 x 1, filter depth-wise by 3 x 3, narrow by 1 x 1; a shortcut where shapes allow one.
+
+    The narrowing has no activation.
 
     Args:
         expansion: width of the middle as a multiple of `in_channels`; 1 leaves out the widening.

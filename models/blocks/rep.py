@@ -10,10 +10,26 @@ from models.blocks.conv import make_activation
 from models.fuse import convolution_with, folded_parameters, normalisation_affine
 
 
-class RepConv(nn.Module):
-    """A 3 x 3 and a 1 x 1 convolution, and a BatchNorm of the input where the shapes allow it, added (Ding et al., RepVGG, 2021).
+class ConvBN(nn.Sequential):
+    """A convolution that keeps the size at stride 1, and its BatchNorm."""
 
-    `fuse` makes one 3 x 3 convolution of them.
+    def __init__(self, in_channels: int, out_channels: int, kernel: int, stride: int, groups: int) -> None:
+        conv = nn.Conv2d(in_channels, out_channels, kernel, stride, kernel // 2, groups=groups, bias=False)
+        super().__init__(conv, nn.BatchNorm2d(out_channels))
+
+    @property
+    def conv(self) -> nn.Conv2d:
+        return self[0]  # type: ignore[return-value]
+
+    @property
+    def bn(self) -> nn.BatchNorm2d:
+        return self[1]  # type: ignore[return-value]
+
+
+class RepConv(nn.Module):
+    """The sum of a 3 x 3 and a 1 x 1 convolution, and of the normalised input where shapes allow it.
+
+    `fuse` makes one 3 x 3 convolution of them (Ding et al., RepVGG, 2021).
     """
 
     def __init__(
@@ -33,12 +49,8 @@ class RepConv(nn.Module):
         self.default_act = activation is True
         keeps_shape = in_channels == out_channels and stride == 1
         self.rbr_identity = nn.BatchNorm2d(in_channels) if keeps_shape else None
-        self.rbr_dense: nn.Sequential | None = nn.Sequential(
-            nn.Conv2d(in_channels, out_channels, 3, stride, 1, groups=groups, bias=False), nn.BatchNorm2d(out_channels)
-        )
-        self.rbr_1x1: nn.Sequential | None = nn.Sequential(
-            nn.Conv2d(in_channels, out_channels, 1, stride, 0, groups=groups, bias=False), nn.BatchNorm2d(out_channels)
-        )
+        self.rbr_dense: ConvBN | None = ConvBN(in_channels, out_channels, 3, stride, groups)
+        self.rbr_1x1: ConvBN | None = ConvBN(in_channels, out_channels, 1, stride, groups)
         self.rbr_reparam: nn.Conv2d | None = None
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -53,9 +65,9 @@ class RepConv(nn.Module):
     def fuse(self) -> None:
         if self.rbr_dense is None or self.rbr_1x1 is None:
             return
-        conv = self.rbr_dense[0]
-        weight, bias = folded_parameters(conv, self.rbr_dense[1])
-        point_weight, point_bias = folded_parameters(*self.rbr_1x1)
+        conv = self.rbr_dense.conv
+        weight, bias = folded_parameters(conv, self.rbr_dense.bn)
+        point_weight, point_bias = folded_parameters(self.rbr_1x1.conv, self.rbr_1x1.bn)
         weight = weight + F.pad(point_weight, (1, 1, 1, 1))
         bias = bias + point_bias
         if self.rbr_identity is not None:
@@ -94,3 +106,16 @@ class ImplicitM(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.implicit * x
+
+
+@torch.no_grad()
+def fold_implicit(conv: nn.Conv2d, added: ImplicitA, multiplied: ImplicitM) -> None:
+    """Moves `multiplied(conv(added(x)))` into the 1 x 1 convolution, in place; leaves the implicit layers neutral."""
+    assert conv.bias is not None
+    weight = conv.weight.double()
+    factor = multiplied.implicit.double().flatten()
+    bias = conv.bias.double() + weight.flatten(1) @ added.implicit.double().flatten()
+    conv.weight.copy_(weight * factor.view(-1, 1, 1, 1))
+    conv.bias.copy_(bias * factor)
+    added.implicit.zero_()
+    multiplied.implicit.fill_(1)

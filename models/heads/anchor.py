@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from models.blocks.rep import ImplicitA, ImplicitM
+from models.blocks.rep import ImplicitA, ImplicitM, fold_implicit
 from models.heads.base import DetectionHead, Maps, at_least_float32, cell_grid
 
 
@@ -16,13 +16,13 @@ class AnchorHead(DetectionHead):
     """Decodes maps of anchor predictions; subclasses say where the maps come from.
 
     Raw maps are (N, na, ny, nx, 5 + nc): x, y, w, h, objectness, classes, all logits. Decoded predictions are
-    (N, sum of na * ny * nx, 5 + nc): centre x, y, width, height in pixels, objectness and class scores, ordered by level,
-    anchor, row, column. Decoding is that of YOLOv5: xy = (2 s(t) - 0.5 + cell) * stride, wh = (2 s(t))^2 * anchor.
+    (N, sum of na * ny * nx, 5 + nc): centre x, y, width, height in pixels, objectness and class scores, ordered by
+    level, anchor, row, column. Decoding is YOLOv5's: xy = (2 s(t) - 0.5 + cell) * stride, wh = (2 s(t))^2 * anchor.
 
     Attributes:
         na, no: anchors a level, and outputs an anchor.
         anchors: (num_levels, na, 2) in units of the level's cells.
-        anchor_grid: the same in pixels, (num_levels, 1, na, 1, 1, 2); only where the family keeps one in its checkpoints.
+        anchor_grid: the same in pixels, (num_levels, 1, na, 1, 1, 2); only in families whose checkpoints hold one.
 
     Args:
         num_classes: number of classes.
@@ -78,7 +78,7 @@ class AnchorHead(DetectionHead):
 
     @torch.no_grad()
     def initialize_biases(self, sources: Sequence[nn.Module], image_size: int = 640) -> None:
-        """Eight objects an image, and classes at a frequency of 0.6 / nc (Lin et al., focal loss, 2017, section 3.3)."""
+        """Eight objects an image, classes at a frequency of 0.6 / nc (Lin et al., Focal Loss, 2017, section 3.3)."""
         for index, conv in enumerate(self.prediction_convolutions(sources)):
             cells = (image_size / self.strides[index % self.num_levels]) ** 2
             bias = conv.bias.view(self.na, self.no)  # type: ignore[union-attr, operator]
@@ -110,7 +110,7 @@ class AnchorHead(DetectionHead):
 
 
 class MapDetect(AnchorHead):
-    """A head without weights: the layers that feed it are the prediction convolutions (YOLOv5 1.0, MobileNet variants)."""
+    """A head without weights: the layers that feed it are the prediction convolutions (YOLOv5 1.0, MobileNet)."""
 
     def __init__(
         self,
@@ -148,7 +148,8 @@ class Detect(AnchorHead):
         class_margin: float = 0.99999,
     ) -> None:
         super().__init__(num_classes, strides, anchors, keep_pixel_anchors, class_margin)
-        self.m = nn.ModuleList(nn.Conv2d(width, self.na * self.no, 1) for width in channels[: self.num_levels])
+        self.channels = tuple(channels[: self.num_levels])
+        self.m = nn.ModuleList(nn.Conv2d(width, self.na * self.no, 1) for width in self.channels)
 
     def prediction_convolutions(self, sources: Sequence[nn.Module]) -> list[nn.Module]:
         return list(self.m)
@@ -175,7 +176,7 @@ class IDetect(Detect):
     ) -> None:
         super().__init__(num_classes, strides, anchors, channels, keep_pixel_anchors, class_margin)
         self._add_convolutions(channels)
-        self.ia = nn.ModuleList(ImplicitA(width) for width in channels[: self.num_levels])
+        self.ia = nn.ModuleList(ImplicitA(width) for width in self.channels)
         self.im = nn.ModuleList(ImplicitM(self.na * self.no) for _ in range(self.num_levels))
 
     def _add_convolutions(self, channels: Sequence[int]) -> None:
@@ -187,20 +188,13 @@ class IDetect(Detect):
     @torch.no_grad()
     def fuse(self) -> None:
         for conv, added, multiplied in zip(self.m, self.ia, self.im):
-            weight = conv.weight.double()
-            factor = multiplied.implicit.double().flatten()
-            bias = conv.bias.double() + weight.flatten(1) @ added.implicit.double().flatten()
-            conv.weight.copy_(weight * factor.view(-1, 1, 1, 1))
-            conv.bias.copy_(bias * factor)
-            added.implicit.zero_()
-            multiplied.implicit.fill_(1)
+            fold_implicit(conv, added, multiplied)  # type: ignore[arg-type]
 
     def deployed(self) -> Detect:
         """The plain head that gives the same predictions; it takes this head's first `num_levels` inputs."""
         self.fuse()
-        channels = [conv.in_channels for conv in self.m]
         unset = [[0.0] * (2 * self.na)] * self.num_levels
-        plain = Detect(self.nc, self.strides, unset, channels, self.keep_pixel_anchors, self.class_margin)
+        plain = Detect(self.nc, self.strides, unset, self.channels, self.keep_pixel_anchors, self.class_margin)
         plain.m = self.m
         plain.anchors = self.anchors
         if self.keep_pixel_anchors:

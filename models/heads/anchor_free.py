@@ -29,8 +29,9 @@ class DFL(nn.Module):
 class AnchorFreeDetect(DetectionHead):
     """Distances to the four sides of the box as distributions, and class scores, from separate branches.
 
-    Raw maps are (N, 4 * reg_max + nc, ny, nx): logits over `reg_max` distances in cells for left, top, right, bottom, then
-    class logits. Decoded predictions are (N, 4 + nc, sum of ny * nx): centre x, y, width, height in pixels, class scores.
+    Raw maps are (N, 4 * reg_max + nc, ny, nx): logits over `reg_max` distances in cells for left, top, right, bottom,
+    then class logits. Decoded predictions are (N, 4 + nc, sum of ny * nx): centre x, y, width, height in pixels, class
+    scores.
 
     Args:
         num_classes: number of classes.
@@ -57,8 +58,8 @@ class AnchorFreeDetect(DetectionHead):
     def initialize_biases(self, sources: Sequence[nn.Module], image_size: int = 640) -> None:
         """Boxes of a few cells, and five objects of each image spread over all classes and cells."""
         for box, classes, stride in zip(self.cv2, self.cv3, self.strides):
-            box[-1].bias.fill_(1.0)
-            classes[-1].bias.fill_(math.log(5 / self.nc / (image_size / stride) ** 2))
+            box.get_parameter("2.bias").fill_(1.0)
+            classes.get_parameter("2.bias").fill_(math.log(5 / self.nc / (image_size / stride) ** 2))
 
     def raw_maps(self, features: Sequence[torch.Tensor]) -> Maps:
         return [torch.cat((box(x), classes(x)), 1) for box, classes, x in zip(self.cv2, self.cv3, features)]
