@@ -138,6 +138,7 @@ def _own(path: Path, unpickled: Unpickled, where: str) -> Checkpoint:
         raise UserError(f"{where} is damaged: its entries are not those of a checkpoint of ours; use another copy")
     known = ("format", "format_version", "model", "hyp", "epoch", "best_fitness", "training")
     nc, stride = model["nc"], [float(s) for s in model.get("stride") or ()]
+    anchors = (pixel_anchors(t, stride) for key, t in model["state_dict"].items() if key.endswith(".anchors"))
     return Checkpoint(
         path=path,
         kind="own",
@@ -147,9 +148,7 @@ def _own(path: Path, unpickled: Unpickled, where: str) -> Checkpoint:
         names=class_names(model.get("names"), nc),
         nc=nc,
         stride=stride,
-        anchors=next(
-            (pixel_anchors(t, stride) for k, t in model["state_dict"].items() if k.endswith(".anchors")), None
-        ),
+        anchors=next(anchors, None),
         raw_state_dict=training.get("state_dict"),
         hyp=dict(content.get("hyp") or {}),
         epoch=int(content.get("epoch", -1)),
@@ -329,5 +328,6 @@ def _first_faults(report: TransferReport) -> str:
 
 if __name__ == "__main__":
     from engine.checkpoint_cli import main
+    from engine.cli import run_command
 
-    raise SystemExit(main())
+    run_command(main)
