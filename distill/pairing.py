@@ -63,7 +63,9 @@ def head_inputs(model: nn.Module, who: str) -> tuple[list[int | str], list[int]]
     if not isinstance(sources, list | tuple) or strides is None:
         raise DistillError(f"{who}_kd_layers: auto needs a {who} with head.f and stride; list the layers by hand")
     values = [int(stride) for stride in torch.as_tensor(strides).flatten().tolist()]
-    return list(sources)[: len(values)], values  # inputs of auxiliary branches come after those of the head
+    position = len(network.model) - 1  # type: ignore[arg-type]
+    inputs: list[int | str] = [index if index >= 0 else position + index for index in sources]
+    return inputs[: len(values)], values  # inputs of auxiliary branches come after those of the head
 
 
 def pair_layers(
@@ -169,9 +171,7 @@ def measure(model: nn.Module, tap: Tap, image_hw: tuple[int, int], who: str) -> 
 
 def _tapped(layer: int | str, feature: object, image_hw: tuple[int, int], who: str) -> TappedLayer:
     if not isinstance(feature, Tensor) or feature.ndim != 4:
-        raise DistillError(
-            f"layer {layer} of the {who} gives no feature map (N, C, H, W), it may be the head; choose another"
-        )
+        raise DistillError(f"layer {layer} of the {who} gives no feature map (N, C, H, W); choose another")
     channels, height, width = feature.shape[1:]
     stride = image_hw[0] // height
     if stride * height != image_hw[0] or stride * width != image_hw[1]:

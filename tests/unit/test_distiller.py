@@ -351,10 +351,15 @@ def test_auto_on_one_side_follows_the_listed_side(listed: str) -> None:
             r"has stride 16 and shape \(8, 4, 4\) .*pair equal strides, drop the pair, or use auto$",
         ),
         ({"student_layers": [3]}, r"student_kd_layers has 1 entries \[3\], teacher_kd_layers 2 \[3, 4\]"),
-        ({"student_layers": [3, 6]}, r"student_kd_layers\[1\] is 6, but the student has layers 0 to 5; choose one"),
-        ({"teacher_layers": [-1, 4]}, r"teacher_kd_layers\[0\] is -1, but the teacher has layers 0 to 5"),
+        (
+            {"student_layers": [3, 5]},
+            r"student_kd_layers\[1\] is 5, but the student's layers before the head are 0 to 4",
+        ),
+        (
+            {"teacher_layers": [-1, 4]},
+            r"teacher_kd_layers\[0\] is -1, but the teacher's layers before the head are 0 to 4",
+        ),
         ({"student_layers": ["3", 4]}, r"student_kd_layers\[0\] is '3'; expected a layer's index"),
-        ({"student_layers": [3, 5]}, r"layer 5 of the student gives no feature map"),
         ({"student_layers": "all"}, r"student_kd_layers is 'all'; expected a list of layers, or auto"),
         ({"student_layers": 3}, r"student_kd_layers is 3; expected a list of layers, or auto"),
         ({"image_size": 72}, r"layer 4 of the student gives a map of 5x5 for an image of 72x72"),
@@ -463,6 +468,13 @@ def test_hooks_neither_follow_copies_nor_keep_evaluation_passes() -> None:
     kd(batch(), None, [], toys.TARGETS)  # type: ignore[arg-type]  # still the two images of the training pass
     with pytest.raises(DistillError, match="student's forward pass did not reach stem.1, neck.p3"):
         kd(batch(), None, [], toys.TARGETS)  # type: ignore[arg-type]  # taken once
+
+
+def test_a_hooked_module_must_give_a_map() -> None:
+    foreign = (Foreign(4), Foreign(6))
+    foreign[1].neck["p3"] = nn.Sequential(nn.Conv2d(6, 6, 3, 2, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    with pytest.raises(DistillError, match="layer neck.p3 of the teacher gives no feature map"):
+        distiller({"l2": None}, networks=foreign, **HOOKED)
 
 
 def test_hooks_name_the_nearest_module() -> None:
