@@ -1,0 +1,115 @@
+"""Reading annotations in Pascal VOC's form: one XML file an image, lists of names for the splits."""
+
+from __future__ import annotations
+
+import xml.etree.ElementTree as ElementTree
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from data.conversion import AnnotatedImage, Annotation, Report, assign_splits
+from data.images import IMAGE_SUFFIXES
+from utils.errors import UserError
+
+IMAGE_FOLDERS = ("JPEGImages", "images")
+
+
+def read_voc(
+    sources: Sequence[Path],
+    report: Report,
+    *,
+    lists: str = "ImageSets/Main",
+    split_files: Mapping[str, str],
+    ratios: Sequence[float] | None = None,
+    seed: int = 0,
+    keep_difficult: bool = False,
+    pixel_origin: int = 1,
+) -> list[AnnotatedImage]:
+    """Reads VOC folders, each with Annotations/, JPEGImages/ and lists of names.
+
+    VOC counts pixels from 1 and includes both corners, so the box xmin ... xmax covers xmin - 1 ... xmax on an axis that
+    begins at 0 on the image's edge. Tools that write 0-based corners on the edges themselves need `pixel_origin=0`.
+
+    Args:
+        sources: the folders, such as VOCdevkit/VOC2007.
+        report: is added to.
+        lists: folder of the lists below each source.
+        split_files: our split -> list without .txt, such as {"train": "trainval", "val": "test"}.
+        ratios: deal all annotated images to splits in these ratios rather than by lists.
+        seed: for `ratios`.
+        keep_difficult: keep objects marked as difficult.
+        pixel_origin: number of the first pixel, 0 or 1.
+
+    Raises:
+        UserError: a folder or every list is missing; a list names no file; an XML file is broken.
+    """
+    images = []
+    for source in sources:
+        folder = source / "Annotations"
+        if not folder.is_dir():
+            raise UserError(f"--source {str(source)!r} has no folder Annotations; name the folder that holds it")
+        if ratios:
+            stems = sorted(path.stem for path in folder.glob("*.xml"))
+            splits = [(stem, split) for stem, split in sorted(assign_splits(stems, ratios, seed).items())]
+        else:
+            splits = _listed(source / lists, split_files)
+        files = _image_files(source)
+        for stem, split in splits:
+            path = folder / f"{stem}.xml"
+            if not path.is_file():
+                report.leave_out("images without an annotation file", str(path))
+                continue
+            image = files.get(stem, source / IMAGE_FOLDERS[0] / f"{stem}.jpg")
+            objects = _read_objects(path, report, keep_difficult, pixel_origin)
+            images.append(AnnotatedImage(image, image.name, split, objects))
+    return images
+
+
+def _listed(folder: Path, split_files: Mapping[str, str]) -> list[tuple[str, str]]:
+    """(stem, split) of each name in the lists that exist; a name in two of them is an error."""
+    found: dict[str, str] = {}
+    present = {
+        split: folder / f"{name}.txt" for split, name in split_files.items() if (folder / f"{name}.txt").is_file()
+    }
+    if not present:
+        wanted = ", ".join(f"{name}.txt" for name in split_files.values())
+        raise UserError(f"{str(folder)!r} has none of {wanted}; name the lists with --splits, or give --split-ratios")
+    for split, path in present.items():
+        for line in path.read_text().splitlines():
+            if not line.strip():
+                continue
+            stem = line.split()[0]
+            if found.setdefault(stem, split) != split:
+                raise UserError(
+                    f"{str(path)!r} names {stem}, which is in the {found[stem]} split already; remove it there"
+                )
+    return list(found.items())
+
+
+def _image_files(source: Path) -> dict[str, Path]:
+    folders = (source / name for name in IMAGE_FOLDERS)
+    paths = (path for folder in folders if folder.is_dir() for path in folder.iterdir())
+    return {path.stem: path for path in paths if path.suffix.lower() in IMAGE_SUFFIXES}
+
+
+def _read_objects(path: Path, report: Report, keep_difficult: bool, pixel_origin: int) -> tuple[Annotation, ...]:
+    try:
+        root = ElementTree.parse(path).getroot()
+    except ElementTree.ParseError as error:
+        raise UserError(f"{path} is not valid XML ({error}); correct or remove it") from error
+    annotations = []
+    for element in root.iter("object"):
+        name = (element.findtext("name") or "").strip()
+        if not keep_difficult and (element.findtext("difficult") or "0").strip() == "1":
+            report.leave_out("difficult objects (--keep-difficult keeps them)", f"{path}: {name}")
+            continue
+        try:
+            corners = [float(element.findtext(f"bndbox/{key}") or "") for key in ("xmin", "ymin", "xmax", "ymax")]
+        except ValueError:
+            report.leave_out("objects without a readable bndbox", f"{path}: {name}")
+            continue
+        x1, y1, x2, y2 = corners
+        if x2 <= x1 or y2 <= y1:  # before the shift below gives it one pixel
+            report.leave_out("boxes of zero or negative size", f"{path}: {name} {x1:g} {y1:g} {x2:g} {y2:g}")
+            continue
+        annotations.append(Annotation(name, (x1 - pixel_origin, y1 - pixel_origin, x2, y2)))
+    return tuple(annotations)
