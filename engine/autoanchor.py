@@ -58,10 +58,8 @@ def fit_anchors(
     if len(wh) > MAX_BOXES:
         wh = wh[rng.choice(len(wh), MAX_BOXES, replace=False)]
     spread = wh.std(0).clip(1e-3)
-    if len(np.unique(wh, axis=0)) > num_anchors:
-        centres = kmeans(wh / spread, num_anchors, iter=30, seed=rng)[0] * spread
-    else:
-        centres = wh
+    distinct = np.unique(wh, axis=0)
+    centres = kmeans(wh / spread, num_anchors, iter=30, seed=rng)[0] * spread if len(distinct) > num_anchors else distinct
     if len(centres) < num_anchors:  # too few different sizes for k-means
         missing = num_anchors - len(centres)
         extra = wh[rng.integers(0, len(wh), missing)] * rng.uniform(0.5, 2.0, (missing, 2))

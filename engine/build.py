@@ -106,10 +106,13 @@ def build_data(
 ) -> TrainingData:
     """Indexes, checks and opens the training and validation images."""
     with main_first(world):
-        train_index = build_index(config.train, config.nc, single_class=options.single_cls, prefix="train")
+        train_index = build_index(
+            config.train, config.nc, single_class=options.single_cls, need_boxes=True, prefix="train"
+        )
         val_index = build_index(config.val, config.nc, single_class=options.single_cls, prefix="val")
     for index, split in ((train_index, "train"), (val_index, "val")):
-        LOGGER.info(f"{split}: {index.summary()}")
+        if not index.problems:  # otherwise said when they were found
+            LOGGER.info(f"{split}: {index.summary()}")
     batch_size = options.batch_size // world.size
     rect = options.rect and not options.image_weights
     dataset = DetectionDataset(
