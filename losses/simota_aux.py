@@ -14,7 +14,7 @@ from losses.simota import SimOTALoss
 
 
 class SimOTAAuxLoss(SimOTALoss):
-    """SimOTA for the lead outputs, and for the auxiliary ones with a coarser choice of cells (YOLOv7, Wang et al. 2022).
+    """SimOTA for the lead outputs, and for the auxiliary ones with a coarser choice of cells (Wang et al. 2022).
 
     Both assignments are judged by the lead predictions. `forward(predictions, targets)` takes 2 * L maps, the lead ones
     first; otherwise as `SimOTALoss`.
