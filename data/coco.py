@@ -13,9 +13,15 @@ import numpy as np
 from data.conversion import SPLITS, AnnotatedImage, Annotation, Report, assign_splits
 from utils.errors import UserError
 
+REQUIRED_FIELDS = {
+    "images": {"id", "file_name"},
+    "annotations": {"image_id", "category_id", "bbox"},
+    "categories": {"id", "name"},
+}
+
 
 def split_of(spec: str) -> tuple[str, Path]:
-    """Split and file of an --annotations argument: "val=some.json", or a file whose name tells (instances_val2017.json)."""
+    """Split and file of an --annotations argument: "val=a.json", or a file whose name tells, instances_val2017.json."""
     split, equals, file = spec.partition("=")
     if equals and split in SPLITS:
         return split, Path(file)
@@ -35,8 +41,8 @@ def read_coco(
 ) -> tuple[list[AnnotatedImage], list[str]]:
     """Reads COCO files. Category numbers, which may have gaps, become 0, 1, 2, ... in their order.
 
-    An image is looked for as <folder>/<file_name>, then in a folder of the split's name (val), or of the annotation file's
-    (val2017 for instances_val2017.json).
+    An image is looked for as <folder>/<file_name>, then in a folder of the split's name (val), or of the annotation
+    file's (val2017 for instances_val2017.json).
 
     Args:
         annotations: (split, JSON file).
@@ -87,12 +93,7 @@ def _load(path: Path) -> dict[str, Any]:
         document = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise UserError(f"{path} is not valid JSON ({error})") from error
-    required = {
-        "images": {"id", "file_name"},
-        "annotations": {"image_id", "category_id", "bbox"},
-        "categories": {"id", "name"},
-    }
-    for key, fields in required.items():
+    for key, fields in REQUIRED_FIELDS.items():
         entries = document.get(key) if isinstance(document, dict) else None
         if not isinstance(entries, list):
             raise UserError(f"{path} has no list {key!r}; expected COCO's instance annotations")
@@ -108,9 +109,9 @@ def _annotation(
     keep_crowd: bool,
     segments: bool,
     report: Report,
-    path: Path,
+    file: Path,
 ) -> Annotation | None:
-    where = f"{path}, annotation {entry.get('id', '?')}"
+    where = f"{file}, annotation {entry.get('id', '?')}"
     if entry.get("iscrowd", 0) and not keep_crowd:
         report.leave_out("crowd regions (--keep-crowd keeps them)", where)
         return None
@@ -125,6 +126,6 @@ def _annotation(
         return None
     polygon = None
     outline = entry.get("segmentation")
-    if segments and isinstance(outline, list) and len(outline) == 1 and len(outline[0]) >= 6:
+    if segments and isinstance(outline, list) and len(outline) == 1 and len(outline[0]) in range(6, 10**6, 2):
         polygon = np.array(outline[0], np.float64).reshape(-1, 2)
     return Annotation(name, (x, y, x + width, y + height), polygon)

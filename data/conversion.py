@@ -14,7 +14,7 @@ import numpy as np
 import yaml
 
 from data.images import check_image
-from utils.errors import UserError
+from utils.errors import UsageError, UserError
 from utils.logging import progress
 
 SPLITS = ("train", "val", "test")
@@ -69,12 +69,10 @@ def assign_splits(names: Sequence[str], ratios: Sequence[float], seed: int) -> d
     """Deals names to train, val and test in the given ratios; the same for a seed on every machine.
 
     Raises:
-        UserError: the ratios are not two or three numbers >= 0 of which the first is positive.
+        UsageError: the ratios are not two or three numbers >= 0 of which the first is positive.
     """
     if len(ratios) not in (2, 3) or min(ratios) < 0 or ratios[0] <= 0:
-        raise UserError(
-            f"--split-ratios {list(ratios)}: expected two or three shares (train val [test]) such as 0.8 0.2"
-        )
+        raise UsageError(f"--split-ratios {list(ratios)}: expected shares for train, val and test, such as 0.8 0.2 0")
     order = sorted(names, key=lambda name: hashlib.sha256(f"{seed} {name}".encode()).digest())
     ends = np.round(np.cumsum(ratios) / sum(ratios) * len(order)).astype(int)
     places = np.searchsorted(ends, np.arange(len(order)), side="right")
@@ -126,11 +124,12 @@ def write_dataset(
         label_file.parent.mkdir(parents=True, exist_ok=True)
         label_file.write_text("".join(f"{row}\n" for row in rows))
         report.written[f"images in {image.split}"] += 1
-        report.written["objects"] += len(rows)
+        report.written[f"objects in {image.split}"] += len(rows)
     splits = [split for split in SPLITS if any(split == name for name, _ in taken)]
     for split in ("train", "val"):
         if split not in splits:
-            raise UserError(f"no image for the {split} split; {len(images)} annotated, see: {report.text()!r}")
+            reasons = "; ".join(line.strip() for line in report.text().splitlines())
+            raise UserError(f"no usable image for the {split} split among {len(images)} ({reasons or 'none listed'})")
     return _write_yaml(out, splits, names)
 
 

@@ -33,6 +33,7 @@ def build_index(
     single_class: bool = False,
     cache: bool = True,
     need_boxes: bool = False,
+    quiet: bool = False,
     prefix: str = "",
 ) -> DatasetIndex:
     """Finds the images of one split, reads their labels and checks both.
@@ -47,6 +48,7 @@ def build_index(
         cache: keep what was checked for the next run, beside the labels folder, or in ~/.cache where that
             is read-only.
         need_boxes: a set without a single box is an error.
+        quiet: do not print what was found wrong.
         prefix: what the split is called in messages, such as "train".
 
     Raises:
@@ -70,7 +72,7 @@ def build_index(
     if need_boxes and not index.counts["boxes"]:
         expected = label_path(images[0])
         raise UserError(f"{where}{len(images)} images but not one box; labels are looked for as {expected}")
-    if problems:
+    if problems and not quiet:
         LOGGER.warning(f"{where}{index.summary()}")
     return index
 

@@ -26,8 +26,8 @@ def read_voc(
 ) -> list[AnnotatedImage]:
     """Reads VOC folders, each with Annotations/, JPEGImages/ and lists of names.
 
-    VOC counts pixels from 1 and includes both corners, so the box xmin ... xmax covers xmin - 1 ... xmax on an axis that
-    begins at 0 on the image's edge. Tools that write 0-based corners on the edges themselves need `pixel_origin=0`.
+    VOC counts pixels from 1 and includes both corners, so the box xmin ... xmax covers xmin - 1 ... xmax on an axis
+    that begins at 0 on the image's edge. Tools that write corners on that axis themselves need `pixel_origin=0`.
 
     Args:
         sources: the folders, such as VOCdevkit/VOC2007.
@@ -40,7 +40,7 @@ def read_voc(
         pixel_origin: number of the first pixel, 0 or 1.
 
     Raises:
-        UserError: a folder or every list is missing; a list names no file; an XML file is broken.
+        UserError: a folder or every list is missing, or two lists name the same image.
     """
     images = []
     for source in sources:
@@ -58,8 +58,12 @@ def read_voc(
             if not path.is_file():
                 report.leave_out("images without an annotation file", str(path))
                 continue
+            try:
+                objects = _read_objects(path, report, keep_difficult, pixel_origin)
+            except ElementTree.ParseError as error:
+                report.leave_out("images whose annotation file is not valid XML", f"{path}: {error}")
+                continue
             image = files.get(stem, source / IMAGE_FOLDERS[0] / f"{stem}.jpg")
-            objects = _read_objects(path, report, keep_difficult, pixel_origin)
             images.append(AnnotatedImage(image, image.name, split, objects))
     return images
 
@@ -92,10 +96,7 @@ def _image_files(source: Path) -> dict[str, Path]:
 
 
 def _read_objects(path: Path, report: Report, keep_difficult: bool, pixel_origin: int) -> tuple[Annotation, ...]:
-    try:
-        root = ElementTree.parse(path).getroot()
-    except ElementTree.ParseError as error:
-        raise UserError(f"{path} is not valid XML ({error}); correct or remove it") from error
+    root = ElementTree.parse(path).getroot()
     annotations = []
     for element in root.iter("object"):
         name = (element.findtext("name") or "").strip()
