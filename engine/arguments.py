@@ -102,7 +102,7 @@ def training_parser(description: str, hyp: str, project: str) -> argparse.Argume
     add("--close-mosaic", type=int, default=0, help="epochs at the end without mosaic and mixup")
     add("--v5-metric", action="store_true", help=argparse.SUPPRESS)
     for flag in NOT_BUILT_IN:
-        add(flag, action=NotBuiltIn, nargs="?", help=argparse.SUPPRESS)
+        add(flag, action=NotBuiltIn, nargs="?", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
     return parser
 
 
