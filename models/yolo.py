@@ -75,6 +75,11 @@ class Model(nn.Module):
         return self.head.nc
 
     @property
+    def nms_layout(self) -> str:
+        """Which of `utils.nms.LAYOUTS` the decoded predictions have."""
+        return "yolov5" if self.family == "mobile" else self.family
+
+    @property
     def stride(self) -> torch.Tensor:
         return torch.tensor(self.head.strides)
 
