@@ -1,0 +1,266 @@
+"""Detection on images, videos, cameras and streams."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from data.sources import Source, open_source
+from engine.build import rounded_size
+from engine.ensemble import load_detector
+from engine.predict_output import Display, OutputOptions, ResultWriter
+from engine.upstream import class_names
+from utils.boxes import scale_boxes
+from utils.device import Timer, select_device
+from utils.errors import UsageError, UserError
+from utils.letterbox import letterbox
+from utils.logging import LOGGER, progress
+from utils.nms import non_max_suppression
+from utils.paths import existing_file, increment_path
+from utils.yaml_io import load_yaml
+
+
+@dataclass(frozen=True)
+class PredictOptions:
+    """What to detect with, on what, and what to write.
+
+    Attributes:
+        weights: checkpoints; several vote as an ensemble.
+        source: see `data.sources.open_source`.
+        img_size: longer side of the network input, or its height and width, in pixels.
+        conf_thres: a detection's confidence must exceed it.
+        iou_thres: a box that overlaps a better one of its class by more is dropped.
+        max_det: detections an image at most.
+        classes: keep these classes only.
+        agnostic_nms: boxes of different classes suppress one another too.
+        augment: test-time augmentation.
+        half: float16 on a GPU.
+        vid_stride: take every so-manieth frame of a video.
+        data: yaml whose `names` replace the checkpoint's.
+        device: see `utils.device.select_device`.
+        view_img: show what is detected, where there is a display.
+        project, name, exist_ok: the run folder.
+        output: what is written into it.
+    """
+
+    weights: tuple[str, ...]
+    source: str
+    img_size: tuple[int, ...] = (640,)
+    conf_thres: float = 0.25
+    iou_thres: float = 0.45
+    max_det: int = 300
+    classes: tuple[int, ...] | None = None
+    agnostic_nms: bool = False
+    augment: bool = False
+    half: bool = False
+    vid_stride: int = 1
+    data: str = ""
+    device: str = ""
+    view_img: bool = False
+    project: str = "runs/detect"
+    name: str = "exp"
+    exist_ok: bool = False
+    output: OutputOptions = OutputOptions()
+
+    def __post_init__(self) -> None:
+        """Refuses values out of their range with a UsageError."""
+        for flag, value in (("--conf-thres", self.conf_thres), ("--iou-thres", self.iou_thres)):
+            if not 0 <= value <= 1:
+                raise UsageError(f"{flag} must be from 0 to 1, got {value}")
+        if len(self.img_size) not in (1, 2) or min(self.img_size) < 32:
+            raise UsageError(f"--img-size takes a side or height and width, at least 32 pixels; got {self.img_size}")
+        for flag, value in (("--max-det", self.max_det), ("--vid-stride", self.vid_stride)):
+            if value < 1:
+                raise UsageError(f"{flag} must be at least 1, got {value}")
+
+
+@dataclass(frozen=True)
+class PredictResult:
+    """What a run found.
+
+    Attributes:
+        folder: the run folder; None when nothing is written.
+        num_images: images and frames.
+        counts: class name -> number of detections.
+        speed: milliseconds an image of the steps preprocess, inference and nms.
+        skipped: files that could not be read.
+    """
+
+    folder: Path | None
+    num_images: int
+    counts: dict[str, int]
+    speed: dict[str, float]
+    skipped: tuple[str, ...]
+
+
+class Detector:
+    """A model with all that leads from an image to boxes in its pixels.
+
+    Args:
+        model: gives `(decoded, raw)` in evaluation; its `nms_layout` names the layout of `decoded`.
+        img_size: of the network input: the longer side, or (height, width).
+        device: where the model is.
+        half: compute in float16; on a GPU only.
+        augment: test-time augmentation.
+        nms_options: keywords of `utils.nms.non_max_suppression`.
+
+    Attributes:
+        timers: seconds spent in the steps preprocess, inference and nms.
+        num_images: images seen.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        img_size: int | tuple[int, int],
+        device: torch.device,
+        half: bool = False,
+        augment: bool = False,
+        **nms_options: Any,
+    ) -> None:
+        if half and device.type == "cpu":
+            LOGGER.warning("--half needs a GPU; computing in float32")
+            half = False
+        self.dtype = torch.float16 if half else torch.float32
+        self.model = model.to(device, self.dtype).eval()
+        self.device = device
+        self.stride = int(max(model.stride))  # type: ignore[arg-type]
+        self.img_size = img_size
+        self.augment = augment
+        self.nms_options = {"layout": getattr(model, "nms_layout", "yolov5"), **nms_options}
+        self.timers = {step: Timer(device) for step in ("preprocess", "inference", "nms")}
+        self.num_images = 0
+
+    @torch.inference_mode()
+    def __call__(self, image: np.ndarray) -> np.ndarray:
+        """Detects on one image.
+
+        Args:
+            image: uint8 (H, W, 3) BGR.
+
+        Returns:
+            float32 (n, 6) rows [x1, y1, x2, y2, confidence, class] in pixels of the image, most confident first.
+        """
+        with self.timers["preprocess"]:
+            fitted, _, _ = letterbox(image, self.img_size, stride=self.stride)  # (h, w, 3)
+            rgb = np.ascontiguousarray(fitted[..., ::-1].transpose(2, 0, 1))  # (3, h, w)
+            batch = torch.from_numpy(rgb).to(self.device).to(self.dtype)[None] / 255  # (1, 3, h, w)
+        with self.timers["inference"]:
+            decoded, _ = self.model(batch, augment=self.augment)
+        with self.timers["nms"]:
+            found = non_max_suppression(decoded, **self.nms_options)[0].cpu().numpy()  # (n, 6)
+        found[:, :4] = scale_boxes(found[:, :4], fitted.shape[:2], image.shape[:2])
+        self.num_images += 1
+        return found
+
+    def warm_up(self) -> None:
+        """Lets a GPU prepare for the work, so that the first image's time says something."""
+        if self.device.type != "cpu":
+            side = self.img_size if isinstance(self.img_size, int) else max(self.img_size)
+            self(np.zeros((side, side, 3), np.uint8))
+            self.timers = {step: Timer(self.device) for step in self.timers}
+            self.num_images = 0
+
+    @property
+    def speed(self) -> dict[str, float]:
+        """Milliseconds an image of each step."""
+        return {step: 1000 * timer.seconds / max(self.num_images, 1) for step, timer in self.timers.items()}
+
+
+def run_predict(options: PredictOptions) -> PredictResult:
+    """Detects on every frame of a source and writes what the options ask for.
+
+    Raises:
+        UserError: weights, source or data file are not usable; the line says what to mend.
+    """
+    for path in options.weights:
+        existing_file(path, "--weights")
+    source = open_source(options.source, options.vid_stride)
+    try:
+        device = select_device(options.device)
+        model = load_detector(options.weights, device)
+        names = _names(options.data, model)
+        detector = _detector(options, model, device)
+        return _detect(options, source, detector, names)
+    finally:
+        source.close()
+
+
+def _detector(options: PredictOptions, model: Any, device: torch.device) -> Detector:
+    wrong = [index for index in options.classes or () if not 0 <= index < model.nc]
+    if wrong:
+        raise UsageError(f"--classes {wrong[0]}: the model has classes 0 to {model.nc - 1}")
+    stride = int(max(model.stride))
+    sizes = tuple(rounded_size(size, stride, "--img-size") for size in options.img_size)
+    detector = Detector(
+        model,
+        sizes[0] if len(sizes) == 1 else (sizes[0], sizes[1]),
+        device,
+        options.half,
+        options.augment,
+        conf_thres=options.conf_thres,
+        iou_thres=options.iou_thres,
+        classes=options.classes,
+        agnostic=options.agnostic_nms,
+        max_det=options.max_det,
+    )
+    detector.warm_up()
+    return detector
+
+
+def _names(data: str, model: Any) -> list[str]:
+    """The checkpoint's class names, or those of a data set yaml."""
+    if not data:
+        return list(model.names)
+    names = load_yaml(data, "--data").get("names")
+    if not isinstance(names, list | dict) or len(names) != model.nc:
+        found = f"{len(names)} names" if isinstance(names, list | dict) else "no list of names"
+        raise UserError(
+            f"--data {data} has {found}, but the model has {model.nc} classes; name the data set of this model"
+        )
+    return class_names(names, model.nc)
+
+
+def _detect(options: PredictOptions, source: Source, detector: Detector, names: Sequence[str]) -> PredictResult:
+    """Takes every frame from the source through the detector to the files and the display."""
+    folder = None
+    if options.output.writes_anything:
+        folder = increment_path(Path(options.project) / options.name, options.exist_ok)
+    writer = ResultWriter(folder, options.output, names)
+    display = Display.open() if options.view_img else None
+    counts: Counter[str] = Counter()
+    try:
+        with progress(source, total=source.total, desc="detecting") as frames:
+            for frame in frames:
+                found = detector(frame.image)
+                found[:, :4] = found[:, :4].round()  # upstream writes and draws whole pixels
+                counts.update(names[int(index)] for index in found[:, 5])
+                drawn = writer.write(frame, found, draw=display is not None)
+                if display and drawn is not None and not display.show(frame, drawn):
+                    break
+    finally:
+        writer.close()
+        if display:
+            display.close()
+    result = PredictResult(folder, detector.num_images, dict(counts), detector.speed, tuple(source.skipped))
+    LOGGER.info(summarize(result))
+    return result
+
+
+def summarize(result: PredictResult) -> str:
+    """One line: how much was seen, what was found, how fast, and where it is."""
+    found = ", ".join(f"{count} x {name}" for name, count in sorted(result.counts.items(), key=lambda item: -item[1]))
+    speed = ", ".join(f"{step} {milliseconds:.1f}" for step, milliseconds in result.speed.items())
+    parts = [f"{result.num_images} images: {found or 'nothing found'}", f"ms an image: {speed}"]
+    if result.skipped:
+        parts.append(f"{len(result.skipped)} files skipped")
+    if result.folder:
+        parts.append(f"saved to {result.folder}")
+    return "; ".join(parts)
