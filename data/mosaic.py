@@ -1,0 +1,243 @@
+"""Mosaics of four or nine images, painted straight into the output.
+
+Mosaics are YOLOv4's (Bochkovskiy et al. 2020). A layout says where images lie on a virtual canvas; a transform takes
+canvas pixels to output pixels. The canvas itself never exists: each image that shows in the output is cropped to what
+shows, and resized or warped into its place once.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+
+from data.geometry import is_upright, project_boxes, scaling, translation
+
+GREY = 114
+Rect = tuple[float, float, float, float]  # x1, y1, x2, y2
+
+
+@dataclass(frozen=True, slots=True)
+class Tile:
+    """An image on the canvas: its index in the data set, its upper left corner and its size there, in pixels."""
+
+    index: int
+    x: float
+    y: float
+    width: float
+    height: float
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """A virtual canvas of `width` x `height` pixels with images on it. What lies outside the canvas is cut off."""
+
+    tiles: tuple[Tile, ...]
+    width: float
+    height: float
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """How an image was painted.
+
+    Attributes:
+        index: its index in the data set.
+        matrix: 3 x 3, from coordinates normalised to the image to output pixels, exact for the pixels painted.
+        visible: the part of the image that the canvas holds, normalised.
+        area: of the whole image in canvas pixels, times the square of the transform's zoom.
+    """
+
+    index: int
+    matrix: np.ndarray
+    visible: Rect
+    area: float
+
+
+def fit(size_wh: tuple[int, int], side: float) -> tuple[float, float]:
+    """Width and height of an image scaled so that its longer side is `side`."""
+    ratio = side / max(size_wh)
+    return size_wh[0] * ratio, size_wh[1] * ratio
+
+
+def single_layout(index: int, size_wh: tuple[int, int], canvas_wh: tuple[int, int]) -> Layout:
+    """One image in the middle of the canvas, as large as fits."""
+    width, height = canvas_wh
+    ratio = min(width / size_wh[0], height / size_wh[1])
+    w, h = size_wh[0] * ratio, size_wh[1] * ratio
+    return Layout((Tile(index, (width - w) / 2, (height - h) / 2, w, h),), width, height)
+
+
+def mosaic4_layout(
+    rng: np.random.Generator, indices: Sequence[int], sizes_wh: Sequence[tuple[int, int]], side: int
+) -> Layout:
+    """Four images around a random centre, on a canvas of 2 side x 2 side.
+
+    Args:
+        rng: source of randomness.
+        indices: the images at the upper left, upper right, lower left and lower right.
+        sizes_wh: their widths and heights.
+        side: the longer side of each image on the canvas.
+    """
+    centre_x, centre_y = rng.uniform(0.5 * side, 1.5 * side, 2)
+    tiles = []
+    for place, (index, size) in enumerate(zip(indices, sizes_wh, strict=True)):
+        width, height = fit(size, side)
+        x = centre_x if place % 2 else centre_x - width
+        y = centre_y if place >= 2 else centre_y - height
+        tiles.append(Tile(index, x, y, width, height))
+    return Layout(tuple(tiles), 2 * side, 2 * side)
+
+
+def mosaic9_layout(
+    rng: np.random.Generator, indices: Sequence[int], sizes_wh: Sequence[tuple[int, int]], side: int
+) -> Layout:
+    """Eight images clockwise around one, as YOLOv7 has it; a random window of 2 side x 2 side is the canvas.
+
+    Args:
+        rng: source of randomness.
+        indices: the image in the middle, then those above, upper right, right, and so on.
+        sizes_wh: their widths and heights.
+        side: the longer side of each image on the canvas.
+    """
+    left, top = (side - rng.uniform(0, side, 2)).tolist()  # of the middle image, seen from the window
+    sizes = [fit(size, side) for size in sizes_wh]
+    (w0, h0), (w1, h1), (w2, h2), (w3, h3), (w4, h4), (w5, h5), (w6, h6), (w7, h7), (w8, h8) = sizes
+    right, bottom = left + w0, top + h0
+    corners = (
+        (left, top),
+        (left, top - h1),
+        (left + w1, top - h2),  # each corner image touches the one before it
+        (right, top),
+        (right, top + h3),
+        (right - w5, bottom),
+        (right - w5 - w6, bottom),
+        (left - w7, bottom - h7),
+        (left - w8, bottom - h7 - h8),
+    )
+    tiles = (Tile(index, x, y, w, h) for index, (x, y), (w, h) in zip(indices, corners, sizes, strict=True))
+    return Layout(tuple(tiles), 2 * side, 2 * side)
+
+
+def paint(
+    layout: Layout, transform: np.ndarray, output_wh: tuple[int, int], read: Callable[[int], np.ndarray]
+) -> tuple[np.ndarray, list[Placement]]:
+    """Paints a layout through a transform.
+
+    Args:
+        layout: the images and where they lie.
+        transform: 3 x 3, canvas pixels to output pixels.
+        output_wh: width and height of the output.
+        read: gives the image of an index as uint8 BGR (H, W, 3), at any resolution. It is called only for images that
+            show.
+
+    Returns:
+        uint8 BGR (H, W, 3), grey where no image lies, and how each image that shows was painted.
+    """
+    canvas = np.full((output_wh[1], output_wh[0], 3), GREY, np.uint8)
+    paint_tile = _paint_upright if is_upright(transform) else _paint_warped
+    zoom_squared = abs(float(np.linalg.det(transform[:2, :2])))
+    placements = []
+    for tile in layout.tiles:
+        x1, y1 = max(tile.x, 0.0), max(tile.y, 0.0)
+        x2, y2 = min(tile.x + tile.width, layout.width), min(tile.y + tile.height, layout.height)
+        if x1 >= x2 or y1 >= y2:
+            continue
+        window = _output_window((x1, y1, x2, y2), transform, output_wh)
+        if window is None:
+            continue
+        visible = (
+            (x1 - tile.x) / tile.width,
+            (y1 - tile.y) / tile.height,
+            (x2 - tile.x) / tile.width,
+            (y2 - tile.y) / tile.height,
+        )
+        to_output = transform @ translation(tile.x, tile.y) @ scaling(tile.width, tile.height)
+        matrix = paint_tile(canvas, read(tile.index), to_output, visible, window)
+        placements.append(Placement(tile.index, matrix, visible, tile.width * tile.height * zoom_squared))
+    return canvas, placements
+
+
+def _output_window(rect: Rect, transform: np.ndarray, output_wh: tuple[int, int]) -> tuple[int, int, int, int] | None:
+    """Whole output pixels that a rectangle on the canvas covers, or None if there are none."""
+    bounds = project_boxes(np.array([rect]), transform[None])[0]
+    if not bounds.any():  # partly behind the camera
+        return 0, 0, *output_wh
+    x1, y1, x2, y2 = bounds.tolist()
+    if not is_upright(transform):
+        x1, y1, x2, y2 = x1 - 0.5, y1 - 0.5, x2 + 0.5, y2 + 0.5
+    left, top = max(round(x1), 0), max(round(y1), 0)
+    right, bottom = min(round(x2), output_wh[0]), min(round(y2), output_wh[1])
+    return (left, top, right, bottom) if left < right and top < bottom else None
+
+
+def _paint_upright(
+    canvas: np.ndarray, image: np.ndarray, to_output: np.ndarray, visible: Rect, window: tuple[int, int, int, int]
+) -> np.ndarray:
+    """Resizes the part of an image that shows into its window; returns the matrix of what was painted.
+
+    Whole source pixels fill whole output pixels, so the matrix differs from `to_output` by a fraction of a pixel.
+    """
+    height, width = image.shape[:2]
+    left, top, right, bottom = window
+    scale_x, scale_y = to_output[0, 0] / width, to_output[1, 1] / height  # output pixels per source pixel
+    source_x, source_y = -to_output[0, 2] / scale_x, -to_output[1, 2] / scale_y
+    step = _halvings(math.sqrt(abs(scale_x * scale_y)))
+    x1, x2 = _whole_pixels(source_x + left / scale_x, source_x + right / scale_x, width, step)
+    y1, y2 = _whole_pixels(source_y + top / scale_y, source_y + bottom / scale_y, height, step)
+    part = _reduce(image[y1:y2, x1:x2], step)
+    cv2.resize(part, (right - left, bottom - top), dst=canvas[top:bottom, left:right], interpolation=cv2.INTER_LINEAR)
+    painted_x, painted_y = (right - left) / (x2 - x1), (bottom - top) / (y2 - y1)
+    return np.array(
+        [
+            [painted_x * width, 0.0, left - x1 * painted_x],
+            [0.0, painted_y * height, top - y1 * painted_y],
+            [0.0, 0.0, 1.0],
+        ]
+    )
+
+
+def _paint_warped(
+    canvas: np.ndarray, image: np.ndarray, to_output: np.ndarray, visible: Rect, window: tuple[int, int, int, int]
+) -> np.ndarray:
+    """Warps the part of an image that the canvas holds into its window; returns the matrix of what was painted."""
+    height, width = image.shape[:2]
+    left, top, right, bottom = window
+    pixels_to_output = to_output @ scaling(1 / width, 1 / height)
+    step = _halvings(math.sqrt(abs(float(np.linalg.det(pixels_to_output[:2, :2])))))
+    x1, x2 = _whole_pixels(visible[0] * width, visible[2] * width, width, step)
+    y1, y2 = _whole_pixels(visible[1] * height, visible[3] * height, height, step)
+    part = _reduce(image[y1:y2, x1:x2], step)
+    # OpenCV counts from the centres of pixels, everything here from their edges: hence the halves.
+    to_window = translation(-left - 0.5, -top - 0.5) @ pixels_to_output @ translation(x1, y1)
+    to_window = to_window @ scaling((x2 - x1) / part.shape[1], (y2 - y1) / part.shape[0]) @ translation(0.5, 0.5)
+    size, target = (right - left, bottom - top), canvas[top:bottom, left:right]
+    if to_window[2, 0] or to_window[2, 1]:
+        cv2.warpPerspective(part, to_window, size, dst=target, borderMode=cv2.BORDER_TRANSPARENT)
+    else:
+        cv2.warpAffine(part, to_window[:2], size, dst=target, borderMode=cv2.BORDER_TRANSPARENT)
+    return to_output
+
+
+def _halvings(scale: float) -> int:
+    """The largest power of two by which an image can be reduced before it is scaled by `scale` without enlarging it."""
+    return 1 << max(0, math.floor(-math.log2(max(scale, 1e-3))))
+
+
+def _reduce(image: np.ndarray, step: int) -> np.ndarray:
+    """Averages squares of `step` pixels, so that bilinear sampling after it skips none."""
+    if step == 1:
+        return image
+    size = (max(image.shape[1] // step, 1), max(image.shape[0] // step, 1))
+    return cv2.resize(image, size, interpolation=cv2.INTER_AREA)
+
+
+def _whole_pixels(start: float, stop: float, length: int, step: int) -> tuple[int, int]:
+    """Whole pixels nearest to start..stop within 0..length, at least one, and a multiple of `step` where possible."""
+    first = min(max(round(start), 0), length - 1)
+    last = min(max(round(stop), first + 1), length)
+    count = (last - first) // step * step
+    return first, first + count if count else last
