@@ -24,11 +24,6 @@ def converter(student_channels: int, teacher_channels: int) -> nn.Module:
     )
 
 
-def batch_standardise(channels: int) -> nn.Module:
-    """BatchNorm without affine part and running statistics: every channel to mean 0, variance 1 over the batch."""
-    return nn.BatchNorm2d(channels, affine=False, track_running_stats=False)
-
-
 def describe_adapter(adapter: nn.Module) -> str:
     """A few words for a table: "-" for the identity."""
     leaves = [module for module in adapter.modules() if not list(module.children())]

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -85,22 +85,27 @@ class DistillContext:
         boxes_xyxy: (T, 4) labelled boxes in pixels of the network input, float32.
         box_images: (T,) index of the image that each box lies in, int64.
         box_classes: (T,) class of each box, int64.
+        teacher_scores: for each stride of the teacher's head, (N, H, W) how sure it is that a cell holds something;
+            empty unless a loss needs it.
     """
 
     image_hw: tuple[int, int]
     boxes_xyxy: Tensor
     box_images: Tensor
     box_classes: Tensor
+    teacher_scores: Mapping[int, Tensor] = field(default_factory=dict)
 
     @classmethod
-    def from_targets(cls, targets: Tensor, image_hw: Sequence[int]) -> DistillContext:
+    def from_targets(
+        cls, targets: Tensor, image_hw: Sequence[int], teacher_scores: Mapping[int, Tensor] | None = None
+    ) -> DistillContext:
         """From (T, 6) rows [image, class, cx, cy, w, h], normalised to the network input."""
         height, width = int(image_hw[0]), int(image_hw[1])
         image, category, cx, cy, w, h = targets.float().unbind(1)  # (T,) each
         boxes = torch.stack(
             ((cx - w / 2) * width, (cy - h / 2) * height, (cx + w / 2) * width, (cy + h / 2) * height), dim=1
         )  # (T, 4)
-        return cls((height, width), boxes, image.long(), category.long())
+        return cls((height, width), boxes, image.long(), category.long(), teacher_scores or {})
 
 
 def level_names(layers: Sequence[int | str], strides: Sequence[int]) -> list[str]:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from .context import DistillContext, DistillSetup, HeadSpec
 from .errors import DistillError, unknown_name
+from .heads import score_maps
 from .losses import LOSSES
 from .losses.base import DistillationLoss, full, keywords
 from .pairing import Layers, pair_layers
@@ -73,12 +74,16 @@ class Distiller(nn.Module):
         hw = (image_size, image_size) if isinstance(image_size, int) else (int(image_size[0]), int(image_size[1]))
         self.schedule = schedule if isinstance(schedule, KDSchedule) else KDSchedule.from_mapping(schedule)
         self._factor = self.schedule.factor(0, 1)
-        self._heads = (student_head, teacher_head)
+        self._student_head, self._teacher_head = student_head, teacher_head
         parsed = {name: _parse(name, settings) for name, settings in losses.items()}
         self.weights = {name: weight for name, (weight, _) in parsed.items() if weight}
-        on_features = any(LOSSES[name].needs == "features" for name in self.weights)
-        asked: tuple[Layers, Layers] = (student_layers, teacher_layers) if on_features else ((), ())
-        self._student_tap, teacher_tap, self.levels = pair_layers(student, teacher, *asked, taps, hw)
+        active = [LOSSES[name] for name in self.weights]
+        self._on_features = any(loss.needs == "features" for loss in active)
+        self._on_output = any(loss.needs == "predictions" for loss in active)
+        self._scored = any(loss.needs_scores for loss in active)
+        asked: tuple[Layers, Layers] = (student_layers, teacher_layers) if self._on_features else ((), ())
+        resized = all(parsed[n][1].get("resize") for n in self.weights if LOSSES[n].needs == "features")
+        self._student_tap, teacher_tap, self.levels = pair_layers(student, teacher, *asked, taps, hw, resized)
         self._teacher = FrozenTeacher(teacher, teacher_tap, teacher_half)
         setup = DistillSetup(self.levels, student_head, teacher_head)
         # Fresh adapters must not advance the global random stream: trainings with and without them stay comparable.
@@ -115,7 +120,7 @@ class Distiller(nn.Module):
             and for each of `item_names` the detached factor * weight * term.
         """
         if not self.losses or not self._factor:
-            if self._student_tap.layers:
+            if self._on_features:
                 self._student_tap.collect(features)  # lets go of hooked features and the graph behind them
             zero = torch.zeros((), device=images.device)
             return zero, dict.fromkeys(self.item_names, zero)
@@ -132,21 +137,10 @@ class Distiller(nn.Module):
         targets: Tensor,
     ) -> dict[str, Tensor]:
         """All terms with factor and weight applied."""
-        on_output = self._needs("predictions")
-        context = DistillContext.from_targets(targets, images.shape[2:])
-        teacher_maps, teacher_features = self._teacher(images, on_output)
-        student: dict[str, list[Tensor]] = {"features": [], "predictions": []}
-        teacher = {"features": teacher_features, "predictions": teacher_maps}
-        if self._needs("features"):
-            student["features"] = self._student_tap.collect(features)
-        if on_output:
-            student["predictions"] = raw_maps(predictions)
-        for maps, head in ((student, self._heads[0]), (teacher, self._heads[1])):
-            if head is not None:  # training maps of auxiliary branches follow those of the head
-                maps["predictions"] = maps["predictions"][: len(head.strides)]
-        # Cast once for all losses.
-        student = {kind: [full(x) for x in maps] for kind, maps in student.items()}
-        teacher = {kind: [full(x) for x in maps] for kind, maps in teacher.items()}
+        student, teacher = self._maps(images, predictions, features)
+        head = self._teacher_head
+        scores = score_maps(teacher["predictions"], head) if self._scored and head else {}
+        context = DistillContext.from_targets(targets, images.shape[2:], scores)
         terms = {}
         for name, weight in self.weights.items():
             kind = LOSSES[name].needs
@@ -154,6 +148,21 @@ class Distiller(nn.Module):
             for term, value in losses[name](student[kind], teacher[kind], context).items():
                 terms[f"kd/{name}/{term}"] = scale * value
         return terms
+
+    def _maps(
+        self, images: Tensor, predictions: Sequence[Tensor], features: Sequence[Tensor]
+    ) -> tuple[dict[str, list[Tensor]], dict[str, list[Tensor]]]:
+        """What the student and the teacher made of the images, under the kinds that losses need; cast once for all."""
+        teacher_raw, teacher_features = self._teacher(images, self._on_output or self._scored)
+        student_features = self._student_tap.collect(features) if self._on_features else []
+        student_raw = raw_maps(predictions) if self._on_output else []
+        if self._student_head is not None:  # maps of auxiliary branches follow those of the head
+            student_raw = student_raw[: len(self._student_head.strides)]
+        if self._teacher_head is not None:
+            teacher_raw = teacher_raw[: len(self._teacher_head.strides)]
+        student = {"features": student_features, "predictions": student_raw}
+        teacher = {"features": teacher_features, "predictions": teacher_raw}
+        return _in_full(student), _in_full(teacher)
 
     def start_epoch(self, epoch: int, epochs: int) -> None:
         """Sets the schedule's factor for an epoch counted from 0; call it before each epoch, after a resume too."""
@@ -202,8 +211,9 @@ class Distiller(nn.Module):
     def _each(self) -> list[DistillationLoss]:
         return [loss for loss in self.losses.values() if isinstance(loss, DistillationLoss)]
 
-    def _needs(self, kind: str) -> bool:
-        return any(loss.needs == kind for loss in self._each())
+
+def _in_full(maps: dict[str, list[Tensor]]) -> dict[str, list[Tensor]]:
+    return {kind: [full(x) for x in values] for kind, values in maps.items()}
 
 
 def _check_separate(student: nn.Module, teacher: nn.Module) -> None:

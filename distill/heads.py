@@ -62,6 +62,49 @@ def expected_sides(distribution: Tensor) -> Tensor:
     return (distribution.softmax(-1) * bins).sum(-1)
 
 
+def score_maps(maps: Sequence[Tensor], head: HeadSpec) -> dict[int, Tensor]:
+    """For each stride, (N, H, W) how sure a head is that a cell holds something: the best of the cell's anchors."""
+    found = {}
+    for stride, raw in zip(head.strides, maps):
+        height, width = raw.shape[2:4]
+        scores = foreground_scores(split_logits(raw, head))  # (N, na * H * W)
+        found[stride] = scores.unflatten(1, (-1, height, width)).amax(1)
+    return found
+
+
+def grid_points(map_hw: Sequence[int], stride: int, device: torch.device) -> Tensor:
+    """(H * W, 2) centres x, y of a level's cells in pixels, row by row."""
+    height, width = map_hw
+    y, x = torch.meshgrid(torch.arange(height, device=device), torch.arange(width, device=device), indexing="ij")
+    return (torch.stack((x, y), -1).flatten(0, 1) + 0.5) * stride
+
+
+def anchor_table(head: HeadSpec) -> Tensor:
+    """(levels, na, 2) anchors in pixels; na is 0 for an anchor-free head."""
+    return torch.zeros(len(head.strides), 0, 2) if head.anchors is None else torch.tensor(head.anchors)
+
+
+def decode_boxes(raw: Tensor, head: HeadSpec, level: int, anchors: Tensor) -> Tensor:
+    """(N, A, 4) boxes x1, y1, x2, y2 in pixels of the network input, of one level's raw map.
+
+    Args:
+        raw: (N, na, H, W, 5 + nc) or (N, 4 * bins + nc, H, W).
+        head: the head that made it.
+        level: which of the head's levels it is.
+        anchors: (na, 2), this level of `anchor_table`.
+    """
+    stride, box = head.strides[level], split_logits(raw, head).box
+    if head.kind == "anchor_free":
+        points = grid_points(raw.shape[2:], stride, raw.device)  # (A, 2)
+        low, high = (expected_sides(box) * stride).chunk(2, dim=-1)  # (N, A, 2) each
+        return torch.cat((points - low, points + high), dim=-1)
+    points = grid_points(raw.shape[2:4], stride, raw.device)  # (H * W, 2)
+    cells = box.sigmoid().unflatten(1, (len(anchors), -1))  # (N, na, H * W, 4)
+    centre = points + (2 * cells[..., :2] - 1) * stride
+    half = (2 * cells[..., 2:]).square() * anchors[:, None] / 2
+    return torch.cat((centre - half, centre + half), dim=-1).flatten(1, 2)
+
+
 def check_same_output(student: HeadSpec, teacher: HeadSpec, loss: str) -> None:
     """Refuses heads whose outputs cannot be compared number by number.
 
@@ -102,7 +145,7 @@ def check_same_anchors(student: HeadSpec, teacher: HeadSpec, loss: str, toleranc
         if a.shape != b.shape or not torch.allclose(a, b, rtol=tolerance, atol=tolerance):
             raise DistillError(
                 f"{loss}: at stride {stride} the student's anchors are {_pairs(s)}, the teacher's {_pairs(t)}; box "
-                "logits then mean different boxes; train both with one anchor set, or distil features"
+                "logits then mean different boxes; train both with one anchor set, or set box: 0 and add the loss box"
             )
 
 

@@ -75,8 +75,10 @@ def pair_layers(
     teacher_layers: Layers,
     taps: str,
     image_hw: tuple[int, int],
+    resized: bool = False,
 ) -> tuple[Tap, Tap, tuple[Level, ...]]:
-    """Resolves "auto", taps both networks, runs each once, and checks that every pair has one stride.
+    """Resolves "auto", taps both networks, runs each once, and checks that every pair has one stride (unless
+    `resized`).
 
     Returns:
         The student's tap, the teacher's tap, and the pairs.
@@ -95,7 +97,7 @@ def pair_layers(
     student_found = measure(student, student_tap, image_hw, "student")
     teacher_found = measure(teacher, teacher_tap, image_hw, "teacher")
     for position, (s, t) in enumerate(zip(student_found, teacher_found)):
-        if s.stride != t.stride:
+        if s.stride != t.stride and not resized:
             raise DistillError(_stride_message(position, s, t, [f.stride for f in student_found]))
     names = level_names(student_list, [found.stride for found in student_found])
     levels = tuple(

@@ -28,9 +28,7 @@ class ExtraFeaturesTap:
                 raise DistillError(f"{where} is {index!r}; expected a layer's index, a whole number")
             if index < 0 or (count is not None and index >= count - 1):
                 last = "" if count is None else f" to {count - 2}"
-                raise DistillError(
-                    f"{where} is {index}, but the {who}'s layers before the head are 0{last}; choose one"
-                )
+                raise DistillError(f"{where} is {index}, but the {who}'s layers before its head are 0{last}")
         self.layers = self.requested = indices
 
     def run(self, model: nn.Module, images: Tensor, with_head: bool = True) -> tuple[Any, list[Tensor]]:

@@ -2,13 +2,35 @@
 
 from __future__ import annotations
 
+from .at import AttentionTransfer
 from .base import DistillationLoss
+from .box import Box
+from .cwd import CWD
+from .fbkd import FBKD
 from .fgd import FGD
 from .l2 import L2
+from .ld import LD
+from .mgd import MGD
 from .output import Output
+from .pkd import PKD
+from .score_l2 import ScoreL2
+from .self_distillation import SelfDistillation
+from .soft_label import SoftLabel
 
 LOSSES: dict[str, type[DistillationLoss]] = {
+    # on features
     "fgd": FGD,
+    "cwd": CWD,
+    "mgd": MGD,
+    "pkd": PKD,
+    "at": AttentionTransfer,
+    "fbkd": FBKD,
     "l2": L2,
+    "score_l2": ScoreL2,
+    # on the output
     "output": Output,
+    "soft_label": SoftLabel,
+    "box": Box,
+    "ld": LD,
+    "self_distillation": SelfDistillation,
 }

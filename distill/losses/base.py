@@ -25,6 +25,8 @@ class DistillationLoss(nn.Module):
 
     needs: ClassVar[str]
     """"features" (one map for each pair of layers) or "predictions" (the raw head maps)."""
+    needs_scores: ClassVar[bool] = False
+    """Whether `context.teacher_scores` is read."""
     names: tuple[str, ...]
     """The terms that `forward` returns: names of levels, or of parts."""
 
@@ -69,6 +71,7 @@ class FeatureLoss(DistillationLoss):
         if adapters is None:
             adapters = [conv_adapter(level.student_channels, level.teacher_channels) for level in setup.levels]
         self.adapters = nn.ModuleList(adapters)
+        self.needs_equal_sizes = True
 
     def terms(self, student: list[Tensor], teacher: list[Tensor], context: DistillContext) -> dict[str, Tensor]:
         terms = {}
@@ -80,8 +83,10 @@ class FeatureLoss(DistillationLoss):
     def check(self, level: Level, student: Tensor, teacher: Tensor) -> None:
         """Refuses maps that cannot be compared."""
         channels = (student.shape[1], teacher.shape[1])
-        same = student.shape[0] == teacher.shape[0] and student.shape[2:] == teacher.shape[2:]
-        if not same or channels != (level.student_channels, level.teacher_channels):
+        fits = student.shape[0] == teacher.shape[0]
+        if self.needs_equal_sizes:
+            fits = fits and student.shape[2:] == teacher.shape[2:]
+        if not fits or channels != (level.student_channels, level.teacher_channels):
             raise DistillError(
                 f"{level.name}: student layer {level.student_layer} has shape {tuple(student.shape)}, teacher layer "
                 f"{level.teacher_layer} {tuple(teacher.shape)}; expected {level.student_channels} and "

@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from torch import Tensor
-from torch.nn import functional as F
 
 from ..context import DistillContext, DistillSetup
 from ..errors import check_choice
 from ..heads import HeadLogits, check_same_anchors, check_same_maps, expected_sides, foreground_scores, split_logits
 from .base import PredictionLoss
+from .kl import softened_kl
 
 
 class OutputParts(NamedTuple):
@@ -27,14 +27,7 @@ def class_l2(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
     return (student - teacher).square()
 
 
-def class_kl(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
-    """(..., nc) summands of the KL divergence of softened class distributions, times temperature squared."""
-    log_s = (student / temperature).log_softmax(-1)
-    log_t = (teacher / temperature).log_softmax(-1)
-    return temperature**2 * F.kl_div(log_s, log_t, reduction="none", log_target=True)
-
-
-CLASS_TERMS = {"l2": class_l2, "kl": class_kl}
+CLASS_TERMS = {"l2": class_l2, "kl": softened_kl}
 
 
 def output_parts(
@@ -71,7 +64,7 @@ class Output(PredictionLoss):
     """Imitates the teacher's raw head maps where the teacher sees an object.
 
     Args:
-        setup: the two heads; they need equal classes, strides and anchors.
+        setup: the two heads; they need equal classes and strides, and equal anchors unless `box` is 0.
         box, obj, cls: gains of the three parts; the defaults are the published YOLOv5 ones.
         scale_obj: scale the objectness part by the teacher's objectness; false is what the paper writes and pulls the
             student's background down too. It weighs some twenty times more then.
@@ -93,7 +86,8 @@ class Output(PredictionLoss):
         temperature: float = 20.0,
     ) -> None:
         super().__init__(setup)
-        check_same_anchors(self.student_head, self.teacher_head, "output")
+        if box:
+            check_same_anchors(self.student_head, self.teacher_head, "output")
         self.gains = {"box": box, "obj": obj, "cls": cls}
         self.scale_obj = scale_obj
         self.class_term = check_choice("class_term", class_term, CLASS_TERMS, "kd_losses.output")

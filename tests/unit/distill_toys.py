@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from distill import DistillContext, DistillSetup, HeadSpec, Level
+from distill import DistillSetup, HeadSpec, Level
 
 NUM_CLASSES = 3
 STRIDES = (8, 16)
@@ -27,10 +27,6 @@ def setup(student_channels: int = 8, teacher_channels: int = 12, kind: str = "an
     """Two levels and two heads, as a dry run would find them."""
     levels = tuple(Level(f"P{i + 3}", 4 + i, 7 + i, student_channels, teacher_channels, STRIDES[i]) for i in range(2))
     return DistillSetup(levels, head_spec(kind), head_spec(kind))
-
-
-def context(targets: Tensor = TARGETS) -> DistillContext:
-    return DistillContext.from_targets(targets, IMAGE_HW)
 
 
 def feature_maps(channels: int, seed: int, scale: float = 1.0, num_images: int = 2) -> list[Tensor]:

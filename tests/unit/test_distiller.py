@@ -353,11 +353,11 @@ def test_auto_on_one_side_follows_the_listed_side(listed: str) -> None:
         ({"student_layers": [3]}, r"student_kd_layers has 1 entries \[3\], teacher_kd_layers 2 \[3, 4\]"),
         (
             {"student_layers": [3, 5]},
-            r"student_kd_layers\[1\] is 5, but the student's layers before the head are 0 to 4",
+            r"student_kd_layers\[1\] is 5, but the student's layers before its head are 0 to 4",
         ),
         (
             {"teacher_layers": [-1, 4]},
-            r"teacher_kd_layers\[0\] is -1, but the teacher's layers before the head are 0 to 4",
+            r"teacher_kd_layers\[0\] is -1, but the teacher's layers before its head are 0 to 4",
         ),
         ({"student_layers": ["3", 4]}, r"student_kd_layers\[0\] is '3'; expected a layer's index"),
         ({"student_layers": "all"}, r"student_kd_layers is 'all'; expected a list of layers, or auto"),

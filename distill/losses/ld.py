@@ -1,0 +1,64 @@
+"""Localization Distillation (Zheng et al., CVPR 2022, arXiv 2102.12252), for distributions of box sides."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..context import DistillContext, DistillSetup
+from ..errors import DistillError
+from ..heads import check_same_maps, split_logits
+from ..regions import map_regions
+from .base import PredictionLoss
+from .kl import softened_kl
+from .soft_label import weighted_mean
+
+
+def side_divergence(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+    """(...) T^2 * KL between (..., bins) side distributions, **averaged** over the bins as the authors do (eq. 4)."""
+    return softened_kl(student, teacher, temperature).mean(-1)
+
+
+class LD(PredictionLoss):
+    """Teaches how sure the teacher is of each box side, near the labelled objects.
+
+    Both terms are weighted means over their region: the authors' sum would grow with the number of objects. Without
+    labelled boxes
+    both are 0.
+
+    Args:
+        setup: the two heads, anchor-free with equal bins.
+        main: weight of the main region (the positives of ATSS), whose locations weigh as the student's best class
+            score.
+        vlr: weight of the valuable region around it, whose locations weigh as their overlap; a quarter is the authors'.
+        temperature: T.
+        anchor_scale: side of the square anchors that define the regions, in strides.
+    """
+
+    names = ("main", "vlr")
+
+    def __init__(
+        self,
+        setup: DistillSetup,
+        *,
+        main: float = 1.0,
+        vlr: float = 0.25,
+        temperature: float = 10.0,
+        anchor_scale: float = 8.0,
+    ) -> None:
+        super().__init__(setup)
+        if self.student_head.kind != "anchor_free":
+            raise DistillError(
+                "ld compares distributions of box sides, which anchor heads do not have; use the loss box instead"
+            )
+        self.main, self.vlr, self.temperature, self.anchor_scale = main, vlr, temperature, anchor_scale
+
+    def terms(self, student: list[Tensor], teacher: list[Tensor], context: DistillContext) -> dict[str, Tensor]:
+        check_same_maps(student, teacher, "ld")
+        students = [split_logits(s, self.student_head) for s in student]
+        teachers = [split_logits(t, self.teacher_head) for t in teacher]
+        main, valuable = map_regions(student, self.student_head.strides, context, self.anchor_scale)  # (N, A) each
+        pairs = zip(students, teachers)
+        rows = torch.cat([side_divergence(s.box, t.box, self.temperature) for s, t in pairs], 1).mean(-1)  # (N, A)
+        scores = torch.cat([s.cls.detach().sigmoid().amax(-1) for s in students], 1)  # (N, A)
+        return {"main": self.main * weighted_mean(rows, main * scores), "vlr": self.vlr * weighted_mean(rows, valuable)}

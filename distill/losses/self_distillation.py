@@ -1,0 +1,55 @@
+"""Self-distillation of YOLOv6 (arXiv 2209.02976, section 3.2; arXiv 2301.05586)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..context import DistillContext, DistillSetup
+from ..heads import check_same_maps, split_logits
+from ..regions import map_regions
+from .base import PredictionLoss
+from .kl import softened_kl
+from .soft_label import weighted_mean
+
+
+def class_divergence(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+    """(...) T^2 * KL between softmax distributions over (..., nc) class **probabilities**, summed over the classes.
+
+    Nearly flat distributions at the usual T of 20: float32 keeps some three digits.
+    """
+    return softened_kl(student, teacher, temperature).sum(-1)
+
+
+class SelfDistillation(PredictionLoss):
+    """For a teacher of the student's own architecture: class probabilities everywhere, and box sides at the labelled
+    objects where the head predicts distributions.
+
+    To be used with `kd_schedule: {shape: cosine, end: 0.01}`, which was worth as much as the losses.
+
+    Args:
+        setup: the two heads.
+        cls: weight of the class term, a sum over all locations of an image; 1 for small models, 2 for large ones.
+        dfl: weight of the box term, a mean over sides and positives.
+        temperature: T.
+    """
+
+    names = ("cls", "dfl")
+
+    def __init__(self, setup: DistillSetup, *, cls: float = 1.0, dfl: float = 1.0, temperature: float = 20.0) -> None:
+        super().__init__(setup)
+        self.cls, self.dfl, self.temperature = cls, dfl, temperature
+
+    def terms(self, student: list[Tensor], teacher: list[Tensor], context: DistillContext) -> dict[str, Tensor]:
+        check_same_maps(student, teacher, "self_distillation")
+        students = [split_logits(s, self.student_head) for s in student]
+        teachers = [split_logits(t, self.teacher_head) for t in teacher]
+        pairs = list(zip(students, teachers))
+        by_level = [class_divergence(s.cls.sigmoid(), t.cls.sigmoid(), self.temperature).sum() for s, t in pairs]
+        cls = torch.stack(by_level).sum() / len(student[0])
+        if self.student_head.kind == "anchor":
+            return {"cls": self.cls * cls, "dfl": cls.new_zeros(())}
+        positives, _ = map_regions(student, self.student_head.strides, context)  # (N, A)
+        by_side = [softened_kl(s.box, t.box, self.temperature).sum(-1) for s, t in pairs]  # (N, A_l, 4) each
+        rows = torch.cat(by_side, 1).mean(-1)  # (N, A)
+        return {"cls": self.cls * cls, "dfl": self.dfl * weighted_mean(rows, positives)}
