@@ -62,6 +62,7 @@ def training_parser(description: str, hyp: str, project: str) -> argparse.Argume
     add("--rect", action="store_true", help="rectangular training batches")
     add("--nosave", action="store_true", help="save after the last epoch only")
     add("--notest", "--noval", action="store_true", help="validate after the last epoch only")
+    add("--val-period", type=int, default=1, help="validate every so many epochs, and after the last")
     add("--noautoanchor", action="store_true", help="keep the anchors as they are")
     add("--noplots", action="store_true", help="draw nothing")
     add(
@@ -118,7 +119,7 @@ def training_options(namespace: argparse.Namespace) -> dict[str, Any]:
         raise UsageError(f"--img-size takes one or two numbers (training, validation), got {len(sizes)}")
     values["img_size"] = (sizes[0], sizes[-1])
     values["freeze"] = tuple(values["freeze"])
-    for name in ("epochs", "batch_size"):
+    for name in ("epochs", "batch_size", "val_period"):
         if values[name] < 1:
             raise UsageError(f"--{name.replace('_', '-')} must be at least 1, got {values[name]}")
     if min(sizes) < 32:

@@ -138,6 +138,7 @@ class TrainOptions:
     rect: bool = False
     nosave: bool = False
     notest: bool = False
+    val_period: int = 1
     noautoanchor: bool = False
     noplots: bool = False
     cache: str | None = None

@@ -224,9 +224,9 @@ class Trainer:
 
     def _validated(self, epoch: int) -> dict[str, float]:
         """Metrics of this epoch, and whether they are the best so far."""
-        final = epoch + 1 == self.options.epochs
+        due = not self.options.notest and (epoch + 1) % self.options.val_period == 0
         metrics: dict[str, float] = {}
-        if self.validate and self.world.is_main and (final or not self.options.notest):
+        if self.validate and self.world.is_main and (due or epoch + 1 == self.options.epochs):
             metrics = self.validate(self.ema.module)
             fitness = metrics.pop("fitness")
             if fitness > self.state.best_fitness:
