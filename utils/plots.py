@@ -76,7 +76,7 @@ def draw_boxes(
     colors = [class_color(int(index)) for index in (np.zeros(len(boxes_xyxy)) if classes is None else classes)]
     corners = np.asarray(boxes_xyxy).reshape(-1, 4).round().astype(int).tolist()
     for (x1, y1, x2, y2), color in zip(corners, colors):
-        cv2.rectangle(canvas, (x1, y1), (x2, y2), color, line, cv2.LINE_AA)
+        cv2.rectangle(canvas, (x1, y1), (x2, y2), color, line)
     for (x1, y1, _, _), color, label in zip(corners, colors, labels):  # on top of all lines
         if label:
             _draw_caption(canvas, label, x1 - line // 2, y1, color, font)
@@ -272,9 +272,14 @@ def _plot_curves(
             if len(curves) > 1:
                 color = tuple(channel / 255 for channel in class_color(k)[::-1]) if named else "0.7"
                 axis.plot(x, curve, linewidth=1, color=color, label=label if named else None)
-        axis.plot(x, curves.mean(0), linewidth=2.5, color="black", label=mean_label)
+        axis.plot(x, _mean(curves), linewidth=2.5, color="black", label=mean_label)
         axis.set(xlabel=axis_names[0], ylabel=axis_names[1], xlim=(0, 1), ylim=(0, 1.01))
         axis.legend(fontsize=8, frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0))
+
+
+def _mean(curves: np.ndarray) -> np.ndarray:
+    """The mean (1000,) of curves (k, 1000); zeros where there is no class."""
+    return curves.sum(0) / max(len(curves), 1)
 
 
 @never_fatal
@@ -291,7 +296,7 @@ def plot_confidence_curves(metrics: ClassMetrics, names: Sequence[str], folder: 
     labels = [names[c] for c in metrics.classes]
     curves = {"F1": metrics.f1_curve, "precision": metrics.precision_curve, "recall": metrics.recall_curve}
     for title, file_name in (("F1", "F1_curve.png"), ("precision", "P_curve.png"), ("recall", "R_curve.png")):
-        mean = curves[title].mean(0)
+        mean = _mean(curves[title])
         mean_label = f"all classes: {mean.max():.2f} at {CONFIDENCES[mean.argmax()]:.3f}"
         _plot_curves(Path(folder) / file_name, CONFIDENCES, curves[title], labels, mean_label, ("confidence", title))
 

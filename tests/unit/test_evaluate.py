@@ -1,0 +1,271 @@
+"""Evaluation of fake detectors with known quality, and the files that come out of it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from engine.ensemble import Ensemble
+from engine.evaluate import EvalResult, evaluate
+from engine.writers import CocoWriter, LabelWriter, label_lines
+from utils.errors import UserError
+
+ROOT = Path(__file__).resolve().parents[2]
+CPU = torch.device("cpu")
+NAMES = ["cat", "dog"]
+# [image, class, cx, cy, w, h], normalised
+TARGETS = torch.tensor([[0, 0, 0.3, 0.3, 0.2, 0.2], [0, 1, 0.7, 0.7, 0.4, 0.4], [2, 1, 0.5, 0.5, 0.25, 0.5]])
+
+
+class Loader(list):
+    """Batches of two images of 64 x 64 with the targets above; the last of the three is alone."""
+
+    def __init__(self, original_hw: tuple[int, int] = (64, 64)) -> None:
+        shape = SimpleNamespace(original_hw=original_hw, ratio_pad=((64 / original_hw[0], 64 / original_hw[1]), (0, 0)))
+        batches = []
+        for images in ([0, 1], [2]):
+            mine = TARGETS[torch.isin(TARGETS[:, 0], torch.tensor(images))].clone()
+            mine[:, 0] -= images[0]
+            batches.append(
+                SimpleNamespace(
+                    images=torch.full((len(images), 3, 64, 64), 255, dtype=torch.uint8),
+                    targets=mine,
+                    paths=[f"/data/images/{i:012d}.jpg" for i in images],
+                    shapes=[shape] * len(images),
+                )
+            )
+        super().__init__(batches)
+
+
+class Oracle(nn.Module):
+    """Predicts the targets, `shift` pixels to the right and with class `index + swap`, in a given layout."""
+
+    def __init__(self, shift: float = 0.0, swap: int = 0, nms_layout: str = "yolov5", size: float = 64.0) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(1))
+        self.shift, self.swap, self.nms_layout, self.size = shift, swap, nms_layout, size
+        self.names, self.nc, self.stride = NAMES, 2, torch.tensor([8.0, 32.0])
+        self.seen: list[Tensor] = []
+        self.augmented = False
+
+    def forward(self, images: Tensor, augment: bool = False) -> tuple[Tensor, Any]:
+        first = sum(len(batch) for batch in self.seen)
+        self.seen.append(images)
+        self.augmented = augment
+        rows = torch.zeros(len(images), 3, 7)
+        for image, index, *box in TARGETS.tolist():
+            if first <= image < first + len(images):
+                row = rows[int(image) - first, int(index)]
+                row[:4] = torch.tensor(box) * self.size
+                row[0] += self.shift
+                row[4], row[5 + (int(index) + self.swap) % 2] = 1.0, 0.9 - 0.1 * index
+        raw = None if augment else [torch.full((1,), 2.0)]
+        if self.nms_layout == "yolov8":
+            return torch.cat([rows[..., :4], rows[..., 5:]], 2).transpose(1, 2), raw
+        return rows, raw
+
+
+def run(model: nn.Module, loader: Any = None, **options: Any) -> EvalResult:
+    batches = Loader() if loader is None else loader
+    return evaluate(model, batches, **{"names": NAMES, "device": CPU, "progress": False, **options})
+
+
+@pytest.mark.parametrize("layout", ["yolov5", "yolov7", "yolov8"])
+def test_perfect_detector_has_ap_one(layout: str) -> None:
+    result = run(Oracle(nms_layout=layout))
+    assert (result.coco.ap, result.coco.ap50, result.coco.ar_100, result.fitness) == pytest.approx((1, 1, 1, 1))
+    # P and R are interpolated at the sampled confidence next to the best one, so they miss 1 by a hair
+    assert result.own.means[:2] == pytest.approx((1, 1), abs=1e-3)
+    assert (result.num_images, result.num_labels, result.labels_per_class.tolist()) == (3, 3, [1, 2])
+    assert np.array_equal(result.confusion.matrix, np.diag([1, 2, 0]))
+
+
+def test_wrong_classes_have_ap_zero() -> None:
+    result = run(Oracle(swap=1))
+    assert (result.coco.ap, result.coco.ap50) == (0, 0)
+    assert result.confusion.matrix[1, 0] == 1 and result.confusion.matrix[0, 1] == 2
+
+
+def test_single_class_forgives_wrong_classes() -> None:
+    result = run(Oracle(swap=1), single_class=True)
+    assert result.coco.ap == pytest.approx(1) and result.names == ("item",)
+    assert result.labels_per_class.tolist() == [3]
+
+
+def test_shifted_boxes_lose_the_strict_thresholds() -> None:
+    # image 0: widths 12.8 and 25.6; image 2: 16. Shift 3: IoU 9.8/15.8 = .62, 22.6/28.6 = .79, 13/19 = .68
+    result = run(Oracle(shift=3.0))
+    assert result.coco.ap50 == pytest.approx(1) and 0.2 < result.coco.ap < 0.6
+    assert result.coco.per_class_ap[0] == pytest.approx(0.3)  # .50 .55 .60 of ten thresholds
+
+
+def test_areas_are_those_of_the_original_image() -> None:
+    # boxes of 164, 655 and 512 px^2 are all small at 64 px; at 512 px they are 64 times as large
+    small, enlarged = run(Oracle()), run(Oracle(), Loader((512, 512)))
+    assert small.coco.ap_small == pytest.approx(1) and np.isnan(small.coco.ap_large)
+    assert np.isnan(enlarged.coco.ap_small) and enlarged.coco.ap_large == pytest.approx(1)
+    assert enlarged.coco.ap == pytest.approx(1)
+
+
+def test_ground_truth_comes_from_the_records_of_the_data_set() -> None:
+    class WithRecords(Loader):
+        dataset = SimpleNamespace(
+            index=SimpleNamespace(
+                records=[
+                    SimpleNamespace(path=f"/data/images/{i:012d}.jpg", labels=TARGETS[TARGETS[:, 0] == i, 1:].numpy())
+                    for i in range(3)
+                ]
+            )
+        )
+
+    loader = WithRecords((100, 200))
+    for batch in loader:
+        batch.targets = batch.targets[:0]
+    result = run(Oracle(), loader)
+    assert result.num_labels == 3 and result.coco.ap == pytest.approx(1)
+
+
+def test_images_reach_the_model_in_zero_to_one_and_its_precision() -> None:
+    model = Oracle().double()
+    run(model)
+    assert model.seen[0].dtype == torch.float64 and model.seen[0].max() == 1
+
+
+def test_training_state_is_kept() -> None:
+    for training in (True, False):
+        model = Oracle().train(training)
+        run(model)
+        assert model.training is training
+
+
+def test_losses_are_means_over_images() -> None:
+    losses = iter([1.0, 4.0])
+
+    def criterion(raw: list[Tensor], targets: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        assert raw[0].item() == 2.0 and targets.shape[1] == 6
+        return torch.zeros(()), {"box": torch.tensor(next(losses))}
+
+    result = run(Oracle(), criterion=criterion)
+    assert result.losses == {"box": pytest.approx((2 * 1 + 1 * 4) / 3)}
+    assert result.as_row()["val/box"] == pytest.approx(2.0)
+
+
+def test_augment_is_passed_on_and_has_no_loss() -> None:
+    model = Oracle()
+    result = run(model, augment=True, criterion=lambda raw, targets: pytest.fail("no raw maps to compare"))
+    assert model.augmented and result.losses == {} and result.coco.ap == pytest.approx(1)
+
+
+def test_row_has_the_columns_of_the_results_table() -> None:
+    row = run(Oracle()).as_row()
+    assert row["metrics/AP"] == row["metrics/AP50"] == row["fitness"] == pytest.approx(1)
+    assert {"metrics/precision", "metrics/recall", "metrics/AP75", "metrics/AP_small", "metrics/AR100"} <= set(row)
+    assert all(type(value) is float for value in row.values())
+
+
+def test_table_lists_classes_when_asked() -> None:
+    result = run(Oracle())
+    assert "dog" not in result.table() and "COCO: AP 1.0000" in result.table()
+    lines = result.table(verbose=True).splitlines()
+    assert [line.split()[:3] for line in lines[1:4]] == [["all", "3", "3"], ["cat", "3", "1"], ["dog", "3", "2"]]
+
+
+def test_no_labels_at_all_is_no_error() -> None:
+    loader = Loader()
+    for batch in loader:
+        batch.targets = batch.targets[:0]
+    result = run(Oracle(), loader)
+    assert result.num_labels == 0 and np.isnan(result.coco.ap) and result.fitness == 0
+    assert result.own.means == (0, 0, 0, 0) and "nan" in result.table(verbose=True)
+
+
+def test_nothing_detected_is_no_error(tmp_path: Path) -> None:
+    result = run(Oracle(), conf_thres=0.99, plots=True, save_dir=tmp_path)
+    assert result.coco.ap == 0 and result.confusion.matrix[2].tolist() == [1, 2, 0]
+
+
+def test_plots_are_written_when_asked(tmp_path: Path) -> None:
+    run(Oracle(), save_dir=tmp_path)
+    assert not list(tmp_path.iterdir())
+    run(Oracle(), save_dir=tmp_path, plots=True)
+    names = {path.name for path in tmp_path.iterdir()}
+    assert {"PR_curve.png", "F1_curve.png", "confusion_matrix.png", "val_batch1_pred.jpg"} <= names
+    assert "val_batch0_labels.jpg" in names and "val_batch2_pred.jpg" not in names
+
+
+def test_hybrid_labels_join_the_detections() -> None:
+    seen: list[np.ndarray] = []
+    run(Oracle(shift=40.0), hybrid=True, writers=[lambda path, hw, detections: seen.append(detections)])
+    confidences = [sorted(rows[:, 4].tolist()) for rows in seen]
+    assert confidences == [pytest.approx([0.8, 0.9, 1, 1]), [], pytest.approx([0.8, 1])]
+
+
+def test_ensemble_puts_predictions_together() -> None:
+    for layout in ("yolov5", "yolov8"):
+        model = Ensemble([Oracle(nms_layout=layout), Oracle(shift=40.0, nms_layout=layout)])
+        decoded, raw = model(torch.zeros(2, 3, 64, 64))
+        assert decoded.shape == ((2, 6, 7) if layout == "yolov5" else (2, 6, 6)) and raw is None
+        assert model.stride.tolist() == [32]
+    model = Ensemble([Oracle(), Oracle()])
+    assert run(model).coco.ap == pytest.approx(1)
+
+
+# ------------------------------------------------------------------------------------------------ files
+
+
+FOUND = np.array([[10, 20, 30, 60, 0.9, 1], [0, 0, 100, 200, 0.123456, 0]], dtype=np.float32)
+
+
+def test_label_lines_are_normalised() -> None:
+    # cx (10 + 30) / 2 / 100, cy (20 + 60) / 2 / 200, w 20 / 100, h 40 / 200
+    assert label_lines(FOUND, (200, 100)) == ["1 0.2 0.2 0.2 0.2", "0 0.5 0.5 1 1"]
+    assert label_lines(FOUND, (200, 100), with_confidence=True)[1] == "0 0.5 0.5 1 1 0.123456"
+
+
+def test_label_files_are_named_after_their_images(tmp_path: Path) -> None:
+    writer = LabelWriter(tmp_path / "labels")
+    writer("/data/a.jpg", (200, 100), FOUND)
+    writer("/data/b.jpg", (200, 100), FOUND[:0])
+    assert [path.name for path in (tmp_path / "labels").iterdir()] == ["a.txt"]
+    assert (tmp_path / "labels/a.txt").read_text() == "1 0.2 0.2 0.2 0.2\n0 0.5 0.5 1 1\n"
+
+
+def test_coco_json_holds_upstream_s_fields(tmp_path: Path) -> None:
+    writer = CocoWriter([7, 90])
+    writer("/data/000000000042.jpg", (200, 100), FOUND)
+    writer("/data/field.jpg", (200, 100), FOUND[:1])
+    writer.save(tmp_path / "out.json")
+    records = json.loads((tmp_path / "out.json").read_text())
+    assert records[0] == {"image_id": 42, "category_id": 90, "bbox": [10.0, 20.0, 20.0, 40.0], "score": 0.9}
+    assert records[1]["category_id"] == 7 and records[1]["score"] == 0.12346
+    assert records[2]["image_id"] == "field" and writer.seen == [42, "field"]
+
+
+def test_coco_json_takes_numbers_from_an_annotation_file() -> None:
+    writer = CocoWriter([0, 1], {"field": 5})
+    writer("/data/field.jpg", (200, 100), FOUND)
+    assert writer.records[0]["image_id"] == 5
+    with pytest.raises(UserError, match="/data/42.jpg is not in the annotation file"):
+        writer("/data/42.jpg", (200, 100), FOUND)
+
+
+def test_help_is_instant() -> None:
+    code = (
+        "import sys; sys.argv = ['test.py', '--help']\n"
+        "import runpy\n"
+        "try:\n    runpy.run_path('test.py', run_name='__main__')\n"
+        "except SystemExit as end:\n    sys.exit(bool(end.code) or bool({'torch', 'numpy', 'cv2'} & set(sys.modules)))"
+    )
+    process = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert process.returncode == 0, process.stderr
+    for flag in ("--weights", "--iou-thres", "--no-trace", "--v5-metric", "--save-json", "--imgsz", "--max-det"):
+        assert flag in process.stdout
