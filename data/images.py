@@ -105,12 +105,15 @@ def check_image(path: str) -> ImageCheck:
         with Image.open(path) as image:
             width, height = image.size
             orientation = image.getexif().get(_ORIENTATION_TAG, 1)
-            if not _ends_properly(path, image.format or ""):
+            image_format = image.format or ""
+    except _PIL_ERRORS as error:
+        return _check_by_decoding(path, str(error))
+    try:
+        if not _ends_properly(path, image_format):
+            with Image.open(path) as image:
                 image.load()
     except _PIL_ERRORS as error:
-        if "truncated" in str(error) or "broken" in str(error):
-            return ImageCheck(0, 0, TRUNCATED, f"{error}; left out")
-        return _check_by_decoding(path, str(error))
+        return ImageCheck(0, 0, TRUNCATED, f"{error}; left out")
     if min(width, height) < MIN_SIDE:
         return ImageCheck(0, 0, TOO_SMALL, f"{width} x {height} pixels, fewer than {MIN_SIDE} on a side; left out")
     if orientation in range(2, 9):

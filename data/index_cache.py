@@ -108,7 +108,7 @@ def _pack(entries: Sequence[CheckedImage]) -> dict[str, np.ndarray]:
         "issues": {str(i): entry.issues for i, entry in enumerate(entries) if entry.issues},
     }
     return {
-        "header": np.frombuffer(json.dumps(header).encode("utf-8", "surrogatepass"), np.uint8),
+        "header": np.frombuffer(json.dumps(header).encode("utf-8", "surrogateescape"), np.uint8),
         "stamps": np.array([entry.stamp for entry in entries], np.int64).reshape(-1, 2),
         "digests": np.frombuffer(b"".join(entry.label_digest for entry in entries), np.uint8).reshape(-1, DIGEST_SIZE),
         "sizes": np.array([(entry.width, entry.height) for entry in entries], np.int32).reshape(-1, 2),
@@ -122,7 +122,7 @@ def _pack(entries: Sequence[CheckedImage]) -> dict[str, np.ndarray]:
 
 
 def _unpack(arrays: dict[str, np.ndarray]) -> dict[str, CheckedImage]:
-    header = json.loads(arrays["header"].tobytes().decode("utf-8", "surrogatepass"))
+    header = json.loads(arrays["header"].tobytes().decode("utf-8", "surrogateescape"))
     if header["version"] != FORMAT_VERSION:
         raise ValueError(f"format {header['version']}, expected {FORMAT_VERSION}")
     paths, issues = header["paths"], header["issues"]

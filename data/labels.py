@@ -22,6 +22,8 @@ __all__ = ["DatasetIndex", "ImageRecord", "Problem", "build_index"]
 CLASS_OUT_OF_RANGE = "class out of range"
 ORPHAN = "label file without image"
 
+CHUNK = 256  # images a thread checks before it asks for more
+
 _NO_LABELS = np.zeros((0, 5), np.float32)
 _NO_LINES = np.zeros(0, np.int32)
 
@@ -68,7 +70,7 @@ def build_index(
         raise UserError(f"{where}none of the {len(images)} images of {names} can be used, first: {problems[0]}")
     records, out_of_range = _records(usable, nc, single_class, where)
     problems += out_of_range
-    index = DatasetIndex(records, problems, _counts(usable, records, len(images)), _content_hash(usable, sources))
+    index = DatasetIndex(records, problems, _counts(usable, records, len(images)), _content_hash(usable))
     if need_boxes and not index.counts["boxes"]:
         expected = label_path(images[0])
         raise UserError(f"{where}{len(images)} images but not one box; labels are looked for as {expected}")
@@ -79,10 +81,15 @@ def build_index(
 
 def _check_all(images: list[str], sources: Sequence[Path], cache: bool, title: str) -> list[CheckedImage]:
     known = read_cache(sources) if cache else {}
-    with ThreadPoolExecutor(max_workers=min(16, (os.cpu_count() or 1) + 4)) as pool:
-        checked = pool.map(lambda path: _check(path, known.get(path)), images)
-        show = not known and len(images) > 1000
-        entries = list(progress(checked, total=len(images), desc=title, enabled=show))
+    chunks = [images[start : start + CHUNK] for start in range(0, len(images), CHUNK)]
+    entries: list[CheckedImage] = []
+    with (
+        ThreadPoolExecutor(max_workers=min(16, (os.cpu_count() or 1) + 4)) as pool,
+        progress(total=len(images), desc=title, enabled=not known and len(images) > 1000) as bar,
+    ):
+        for checked in pool.map(lambda chunk: [_check(path, known.get(path)) for path in chunk], chunks):
+            entries += checked
+            bar.update(len(checked))
     changed = len(entries) != len(known) or any(known.get(entry.path) is not entry for entry in entries)
     if cache and changed:
         write_cache(sources, entries)
@@ -181,11 +188,12 @@ def _counts(entries: list[CheckedImage], records: list[ImageRecord], num_found: 
     }
 
 
-def _content_hash(entries: list[CheckedImage], sources: Sequence[Path]) -> str:
+def _content_hash(entries: list[CheckedImage]) -> str:
     """SHA-256 over names below the common folder, sizes of the image files, and label bytes."""
-    folder = os.path.commonpath([os.path.dirname(entry.path) for entry in entries])
+    ends = (os.path.dirname(entries[0].path), os.path.dirname(entries[-1].path))  # of sorted paths
+    folder = os.path.commonpath(ends)
     content = hashlib.sha256()
     for entry in entries:
-        content.update(f"{os.path.relpath(entry.path, folder)}\0{entry.stamp[0]}\0".encode("utf-8", "surrogatepass"))
+        content.update(f"{entry.path[len(folder) :]}\0{entry.stamp[0]}\0".encode("utf-8", "surrogateescape"))
         content.update(entry.label_digest)
     return content.hexdigest()
