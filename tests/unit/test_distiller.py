@@ -105,6 +105,49 @@ def test_maps_of_auxiliary_branches_are_left_out() -> None:
     assert kd(batch(), [*maps, *maps], [], toys.TARGETS)[0].item() == plain.item()
 
 
+def test_scores_come_from_the_teachers_head_for_a_loss_on_features() -> None:
+    """The weighted mean of squared differences, with the teacher's highest objectness of each cell as the weight."""
+    torch.manual_seed(0)
+    student, teacher = ToyDetector(4), ToyDetector(4)
+    kd = distiller({"score_l2": None}, networks=(student, teacher))
+    _, items = step(student, kd)
+    _, found = student(batch(), extra_features=[3, 4])
+    with torch.no_grad():
+        (_, raw), wanted = teacher.eval()(batch(), extra_features=[3, 4])
+    for level in range(2):
+        weight = raw[level][..., 4].sigmoid().amax(1)  # (N, H, W)
+        error = (found[level] - wanted[level]).square().mean(1)
+        expected = (weight * error).sum() / weight.sum().clamp(min=1)
+        torch.testing.assert_close(items[f"kd/score_l2/P{level + 3}"], expected.detach())
+
+
+def test_resizing_losses_pair_unequal_strides() -> None:
+    layers_apart = {"student_layers": [3], "teacher_layers": [1]}
+    student, teacher = networks()
+    kd = distiller({"pkd": {"resize": True}}, networks=(student, teacher), **layers_apart)
+    loss, items = step(student, kd)
+    assert tuple(items) == ("kd/pkd/P3",) and 0 < loss.item() < 4
+    for losses in ({"pkd": None}, {"pkd": {"resize": True}, "l2": None}):
+        with pytest.raises(DistillError, match=r"teacher_kd_layers\[0\]=1 has stride 4"):
+            distiller(losses, **layers_apart)
+
+
+def test_random_masks_follow_the_epoch_through_a_resume() -> None:
+    student, teacher = networks()
+
+    def second_epoch(*epochs: int) -> float:
+        kd = distiller({"mgd": None}, networks=(student, teacher))
+        for epoch in epochs:
+            kd.start_epoch(epoch, 3)
+            value = step(student, kd)[0].item()
+        return value
+
+    student.eval()
+    (_, raw), features = student(batch(), extra_features=[3, 4])
+    student.forward = lambda *_, **__: (raw, features)  # type: ignore[assignment]
+    assert second_epoch(0, 1) == second_epoch(1) != second_epoch(0)
+
+
 def test_two_layers_of_one_stride_have_names_of_their_own() -> None:
     kd = distiller({"l2": None}, student_layers=[2, 3], teacher_layers=[2, 3])
     assert kd.item_names == ("kd/l2/P3-2", "kd/l2/P3-3")
@@ -308,7 +351,9 @@ def test_description_lists_every_pair() -> None:
 
 def test_preflight_reports_ratios_and_changes_nothing() -> None:
     student, teacher = networks()
-    kd = distiller({"l2": {"adapter": "converter"}, "output": {"weight": 1000.0}}, networks=(student, teacher))
+    kd = distiller(
+        {"l2": {"adapter": "converter"}, "mgd": None, "output": {"weight": 1000.0}}, networks=(student, teacher)
+    )
     predictions, features = student(batch(), extra_features=kd.layers)
     before = buffers_and_parameters(kd)
     text = kd.preflight(batch(), predictions, features, toys.TARGETS, torch.tensor(0.5))
