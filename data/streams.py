@@ -34,7 +34,7 @@ class StreamReader:
     Args:
         address: camera number or address.
         stride: keep every so-manieth frame.
-        opener: gives an object with `isOpened`, `grab`, `retrieve`, `get` and `release`.
+        opener: gives an object with `isOpened`, `grab`, `retrieve`, `get` and `release`; `open_capture` by default.
         reconnect_pause: seconds before a lost live stream is opened again.
 
     Raises:
@@ -45,15 +45,15 @@ class StreamReader:
         self,
         address: str,
         stride: int = 1,
-        opener: Callable[[str], Any] = open_capture,
+        opener: Callable[[str], Any] | None = None,
         reconnect_pause: float = 1.0,
     ) -> None:
         self.address = address
         self.stride = stride
         self.ended = False
-        self._opener = opener
+        self._opener = opener or open_capture
         self._pause = reconnect_pause
-        self._capture = opener(address)
+        self._capture = self._opener(address)
         if not self._capture.isOpened():
             self._capture.release()
             what = f"camera {address}" if address.isdecimal() else f"stream {address!r}"
@@ -138,7 +138,7 @@ class StreamSource(Source):
     is_stream = True
 
     def __init__(
-        self, addresses: Sequence[str], vid_stride: int = 1, opener: Callable[[str], Any] = open_capture
+        self, addresses: Sequence[str], vid_stride: int = 1, opener: Callable[[str], Any] | None = None
     ) -> None:
         super().__init__()
         self._changed = threading.Condition()

@@ -100,13 +100,13 @@ class PredictResult:
     skipped: tuple[str, ...]
 
 
-class Detector:
+class Predictor:
     """A model with all that leads from an image to boxes in its pixels.
 
     Args:
         model: gives `(decoded, raw)` in evaluation; its `nms_layout` names the layout of `decoded`.
         img_size: of the network input: the longer side, or (height, width).
-        device: where the model is.
+        device: where to compute; by default where the model is.
         half: compute in float16; on a GPU only.
         augment: test-time augmentation.
         nms_options: keywords of `utils.nms.non_max_suppression`.
@@ -119,12 +119,13 @@ class Detector:
     def __init__(
         self,
         model: nn.Module,
-        img_size: int | tuple[int, int],
-        device: torch.device,
+        img_size: int | tuple[int, int] = 640,
+        device: torch.device | None = None,
         half: bool = False,
         augment: bool = False,
         **nms_options: Any,
     ) -> None:
+        device = device or next(model.parameters()).device
         if half and device.type == "cpu":
             LOGGER.warning("--half needs a GPU; computing in float32")
             half = False
@@ -139,14 +140,15 @@ class Detector:
         self.num_images = 0
 
     @torch.inference_mode()
-    def __call__(self, image: np.ndarray) -> np.ndarray:
+    def __call__(self, image: np.ndarray) -> torch.Tensor:
         """Detects on one image.
 
         Args:
             image: uint8 (H, W, 3) BGR.
 
         Returns:
-            float32 (n, 6) rows [x1, y1, x2, y2, confidence, class] in pixels of the image, most confident first.
+            (n, 6) rows [x1, y1, x2, y2, confidence, class] in pixels of the image, most confident first; float32 on
+            the CPU.
         """
         with self.timers["preprocess"]:
             fitted, _, _ = letterbox(image, self.img_size, stride=self.stride)  # (h, w, 3)
@@ -155,7 +157,7 @@ class Detector:
         with self.timers["inference"]:
             decoded, _ = self.model(batch, augment=self.augment)
         with self.timers["nms"]:
-            found = non_max_suppression(decoded, **self.nms_options)[0].cpu().numpy()  # (n, 6)
+            found = non_max_suppression(decoded, **self.nms_options)[0].cpu()  # (n, 6)
         found[:, :4] = scale_boxes(found[:, :4], fitted.shape[:2], image.shape[:2])
         self.num_images += 1
         return found
@@ -187,19 +189,19 @@ def run_predict(options: PredictOptions) -> PredictResult:
         device = select_device(options.device)
         model = load_detector(options.weights, device)
         names = _names(options.data, model)
-        detector = _detector(options, model, device)
-        return _detect(options, source, detector, names)
+        predictor = _predictor(options, model, device)
+        return _detect(options, source, predictor, names)
     finally:
         source.close()
 
 
-def _detector(options: PredictOptions, model: Any, device: torch.device) -> Detector:
+def _predictor(options: PredictOptions, model: Any, device: torch.device) -> Predictor:
     wrong = [index for index in options.classes or () if not 0 <= index < model.nc]
     if wrong:
         raise UsageError(f"--classes {wrong[0]}: the model has classes 0 to {model.nc - 1}")
     stride = int(max(model.stride))
     sizes = tuple(rounded_size(size, stride, "--img-size") for size in options.img_size)
-    detector = Detector(
+    predictor = Predictor(
         model,
         sizes[0] if len(sizes) == 1 else (sizes[0], sizes[1]),
         device,
@@ -211,8 +213,8 @@ def _detector(options: PredictOptions, model: Any, device: torch.device) -> Dete
         agnostic=options.agnostic_nms,
         max_det=options.max_det,
     )
-    detector.warm_up()
-    return detector
+    predictor.warm_up()
+    return predictor
 
 
 def _names(data: str, model: Any) -> list[str]:
@@ -228,8 +230,8 @@ def _names(data: str, model: Any) -> list[str]:
     return class_names(names, model.nc)
 
 
-def _detect(options: PredictOptions, source: Source, detector: Detector, names: Sequence[str]) -> PredictResult:
-    """Takes every frame from the source through the detector to the files and the display."""
+def _detect(options: PredictOptions, source: Source, predictor: Predictor, names: Sequence[str]) -> PredictResult:
+    """Takes every frame from the source through the predictor to the files and the display."""
     folder = None
     if options.output.writes_anything:
         folder = increment_path(Path(options.project) / options.name, options.exist_ok)
@@ -239,7 +241,7 @@ def _detect(options: PredictOptions, source: Source, detector: Detector, names: 
     try:
         with progress(source, total=source.total, desc="detecting") as frames:
             for frame in frames:
-                found = detector(frame.image)
+                found = predictor(frame.image).numpy()
                 found[:, :4] = found[:, :4].round()  # upstream writes and draws whole pixels
                 counts.update(names[int(index)] for index in found[:, 5])
                 drawn = writer.write(frame, found, draw=display is not None)
@@ -249,7 +251,7 @@ def _detect(options: PredictOptions, source: Source, detector: Detector, names: 
         writer.close()
         if display:
             display.close()
-    result = PredictResult(folder, detector.num_images, dict(counts), detector.speed, tuple(source.skipped))
+    result = PredictResult(folder, predictor.num_images, dict(counts), predictor.speed, tuple(source.skipped))
     LOGGER.info(summarize(result))
     return result
 

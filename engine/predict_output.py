@@ -128,8 +128,9 @@ class ResultWriter:
     def _stem(self, path: str) -> str:
         """A file name without suffix for a source; a second source of the same name gets a number."""
         if path not in self._stems:
-            address = "://" in path or path.isdecimal()
-            wanted = re.sub(r"[^\w.-]+", "_", path.partition("://")[2] or path) if address else Path(path).stem
+            _, is_address, place = path.partition("://")
+            place = place.rpartition("@")[2]  # without user name and password
+            wanted = re.sub(r"[^\w.-]+", "_", place) if is_address else Path(path).stem
             taken, number = set(self._stems.values()), 2
             stem = wanted
             while stem in taken:
