@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
 
 from data.augment import AugmentConfig
 from data.config import DatasetConfig
@@ -152,28 +151,6 @@ def image_weights(index: DatasetIndex, weights_by_class: np.ndarray) -> np.ndarr
     nc = len(weights_by_class)
     counts = np.stack([np.bincount(record.labels[:, 0].astype(int), minlength=nc) for record in index.records])
     return (counts * weights_by_class).sum(1)
-
-
-def build_criterion(model: Model, hyp: Hyp, image_size: int, label_smoothing: float = 0.0) -> nn.Module:
-    """The detection loss of the model's head, its gains scaled by levels, classes and image size."""
-    from losses import scale_gains
-    from losses.yolov5 import YOLOv5Loss
-
-    head = model.head
-    box, cls, obj = scale_gains(hyp.box, hyp.cls, hyp.obj, head.num_levels, model.nc, image_size)
-    return YOLOv5Loss(
-        head.anchors.detach().clone(),
-        [float(s) for s in model.stride],
-        model.nc,
-        box=box,
-        cls=cls,
-        obj=obj,
-        cls_pw=hyp.cls_pw,
-        obj_pw=hyp.obj_pw,
-        anchor_t=hyp.anchor_t,
-        fl_gamma=hyp.fl_gamma,
-        label_smoothing=label_smoothing,
-    )
 
 
 def describe_data(config: DatasetConfig, data: TrainingData) -> dict[str, Any]:

@@ -99,13 +99,17 @@ def write_report(experiment: Experiment, rows: list[dict[str, Any]], folder: Pat
     ]
     for entry in summary:
         cells = [entry["role"]]
-        cells += [_figure(*entry[k], entry["runs"]) for k in ("AP", "AP50", "AP_small", "AP_medium", "AP_large")]
+        cells += [_figure(entry[k], entry["runs"]) for k in ("AP", "AP50", "AP_small", "AP_medium", "AP_large")]
         cells += [f"{entry['parameters'] / 1e6:.3f} M", f"{entry['gflops']:.3f}", f"{entry['ms']:.1f}"]
         gain = entry.get("gain")
-        cells.append(f"{_signed(*gain, entry['runs'])} ({entry['better_seeds']} of {entry['runs']} seeds)" if gain else "")
+        better = f" ({entry['better_seeds']} of {entry['runs']} seeds)" if gain else ""
+        cells.append(_figure(gain, entry["runs"], "+.4f") + better if gain else "")
         lines.append("| " + " | ".join(cells) + " |")
     if len(experiment.seeds) < 3:
-        lines += ["", f"{len(experiment.seeds)} seed(s): differences below about 0.01 AP are within what a seed changes."]
+        lines += [
+            "",
+            f"{len(experiment.seeds)} seed(s): differences below about 0.01 AP are within what a seed changes.",
+        ]
     text = "\n".join(lines)
     (folder / "report.md").write_text(text + "\n")
     content = {"experiment": asdict(experiment), "environment": environment(), "summary": summary, "runs": rows}
@@ -113,12 +117,9 @@ def write_report(experiment: Experiment, rows: list[dict[str, Any]], folder: Pat
     return text
 
 
-def _figure(mean: float, spread: float, runs: int) -> str:
-    return f"{mean:.4f}" if runs < 2 else f"{mean:.4f} ± {spread:.4f}"
-
-
-def _signed(mean: float, spread: float, runs: int) -> str:
-    return f"{mean:+.4f}" if runs < 2 else f"{mean:+.4f} ± {spread:.4f}"
+def _figure(mean_and_spread: tuple[float, float], runs: int, form: str = ".4f") -> str:
+    mean, spread = mean_and_spread
+    return f"{mean:{form}}" if runs < 2 else f"{mean:{form}} ± {spread:.4f}"
 
 
 def draw_pictures(experiment: Experiment, runs: Sequence[Run], folder: Path) -> Path:
@@ -134,17 +135,16 @@ def draw_pictures(experiment: Experiment, runs: Sequence[Run], folder: Path) -> 
     first: dict[str, Run] = {}
     for run in runs:
         first.setdefault(run.role, run)
+    device = select_device(experiment.device)
     predictors = {
-        role: Predictor(load_model(run.weights, device="cpu", fuse=True), img_size=experiment.img_size, conf_thres=0.3)
+        role: Predictor(load_model(run.weights, device), experiment.img_size, device, conf_thres=0.3)
         for role, run in first.items()
     }
     step = max(len(records) // experiment.pictures, 1)
     for record in records[::step][: experiment.pictures]:
-        image = cv2.imread(record.path)
+        image = np.asarray(cv2.imread(record.path))
         panels = [_panel(image, _labelled(record), "labels", config.names)]
-        panels += [
-            _panel(image, predictor(image).cpu().numpy(), role, config.names) for role, predictor in predictors.items()
-        ]
+        panels += [_panel(image, predictor(image), role, config.names) for role, predictor in predictors.items()]
         cv2.imwrite(str(out / f"{Path(record.path).stem}.jpg"), np.hstack(panels))
     return out
 

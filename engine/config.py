@@ -37,7 +37,7 @@ class Hyp:
     anchor_t: float = 4.0
     anchors: int | None = None
     fl_gamma: float = 0.0
-    loss_ota: int = 0
+    loss_ota: int | None = None
     # augmentation
     hsv_h: float = 0.015
     hsv_s: float = 0.7
@@ -85,6 +85,8 @@ FRACTIONS = (
     "paste_in",
     "translate",
 )
+OPTIONAL_NUMBERS = ("anchors", "loss_ota")
+WHOLE_NUMBERS = (*OPTIONAL_NUMBERS, "close_mosaic")
 KD_KEYS = ("student_kd_layers", "teacher_kd_layers", "kd_losses", "kd_schedule")
 
 
@@ -94,20 +96,19 @@ def hyp_from_dict(values: Mapping[str, Any], where: str) -> Hyp:
     Raises:
         UserError: an unknown key (the nearest known one is named), a value that is not a number, or one out of range.
     """
-    known = {f.name: f for f in fields(Hyp)}
-    check_keys(values, known, where)
+    check_keys(values, [f.name for f in fields(Hyp)], where)
     clean: dict[str, Any] = {}
     for name, value in values.items():
         if name in KD_KEYS:
             clean[name] = {} if value is None and name.startswith("kd_") else value
-        elif name == "anchors":
-            clean[name] = None if not value else round(float(value))
+        elif name in OPTIONAL_NUMBERS and value is None:
+            clean[name] = None
         elif isinstance(value, bool) or not isinstance(value, int | float):
             raise UserError(
                 f"{where}: {name} must be a number, found {value!r}; write for example `{name}: 0.1` (1.0e-3, not 1e-3)"
             )
         else:
-            clean[name] = type(known[name].default)(value)
+            clean[name] = round(value) if name in WHOLE_NUMBERS else float(value)
     for name in FRACTIONS:
         if name in clean and not 0 <= clean[name] <= 1:
             raise UserError(f"{where}: {name} is {clean[name]}, expected a share from 0 to 1")
@@ -170,4 +171,5 @@ class TrainOptions:
 def options_from_dict(values: Mapping[str, Any], where: str) -> TrainOptions:
     """Options from a mapping such as the one in a checkpoint; unknown names are an error."""
     check_keys(values, [f.name for f in fields(TrainOptions)], where)
-    return TrainOptions(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+    plain: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+    return TrainOptions(**plain)

@@ -14,7 +14,6 @@ from data.config import DatasetConfig, ensure_dataset, load_dataset_config
 from engine.autoanchor import check_anchors
 from engine.build import (
     TrainingData,
-    build_criterion,
     build_data,
     build_model,
     class_weights,
@@ -25,6 +24,7 @@ from engine.build import (
 )
 from engine.checkpoint import Checkpoint, load_checkpoint, strip_checkpoint
 from engine.config import Hyp, TrainOptions, hyp_from_dict, options_from_dict, read_hyp
+from engine.criterion import build_criteria
 from engine.distillation import build_distiller
 from engine.distributed import World, agree, broadcast_module, join_world, leave_world
 from engine.ema import ModelEMA
@@ -140,7 +140,7 @@ def assemble(
     """The trainer with all its parts, and the teacher's description."""
     if world.active and options.sync_bn and device.type == "cuda":
         model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
-    criterion = build_criterion(model, hyp, options.img_size[0], options.label_smoothing).to(device)
+    criterion, val_criterion = build_criteria(model, hyp, options.img_size[0], options.label_smoothing, device)
     extra_losses: list[nn.Module] = []
     teacher: dict[str, Any] = {}
     if distil:
@@ -156,16 +156,12 @@ def assemble(
     run = RunFolder.create(options.project, options.name, options.exist_ok, world.is_main)
     run = RunFolder(Path(agree(str(run.path), world)), world.is_main)
 
+    names = tuple(model.names)
+
     def validate(network: nn.Module) -> dict[str, float]:
         assert data.val is not None
         result = evaluate(
-            network,
-            data.val,
-            names=model.names,
-            device=device,
-            iou_thres=VALIDATION_IOU,
-            criterion=criterion,
-            progress=True,
+            network, data.val, names=names, device=device, iou_thres=VALIDATION_IOU, criterion=val_criterion
         )
         return result.as_row()
 
