@@ -80,42 +80,56 @@ class _Names:
         return self.anchors_per_level * (self.num_classes + 5)
 
 
-def build_layers(config: ModelConfig, strides: Sequence[float] | None = None) -> nn.Sequential:
+def build_layers(config: ModelConfig) -> nn.Sequential:
     """Builds all layers; each has `.i` (index), `.f` (what it reads) and `.type` (name of its block).
 
-    Args:
-        config: the architecture.
-        strides: of the head's levels; ones where not known yet.
+    Each layer is tried on an empty batch as soon as it is built. So widths and strides come from the layers themselves,
+    and a layer that does not fit is known by its number; no pixel is computed, no statistic touched.
 
     Raises:
         UserError: names the yaml, the layer, and what is wrong.
     """
     names = _Names(config)
     blocks = known_blocks(config.family)
-    widths: list[int] = []
+    batch = 1 if torch.empty(0).is_meta else 0  # meta tensors cost nothing, and some operators refuse empty ones
+    x = torch.zeros(batch, config.in_channels, PROBE_SIZE, PROBE_SIZE)
+    outputs: list[torch.Tensor] = []
     layers: list[nn.Module] = []
     for row in config.rows:
-        inputs = [widths[source] if row.index else config.in_channels for source in absolute_sources(row)]
         where = f"{config.where}, layer {row.index} ({row.module})"
-        is_last = row.index == len(config.rows) - 1
-        if is_last != (row.module in ANCHOR_HEADS):
-            heads = ", ".join(ANCHOR_HEADS)
-            if is_last:
-                raise UserError(f"{where}: the last layer must be a detection head; known: {heads}")
-            raise UserError(f"{where}: a detection head must be the last layer")
-        if is_last:
-            layer: nn.Module = _build_head(config, row, inputs, names, strides, where)
+        inputs = gather_inputs(row.source, x, outputs)
+        if row.index == len(config.rows) - 1:
+            layer: nn.Module = _build_head(config, row, inputs, names, where)
         else:
+            if row.module in ANCHOR_HEADS:
+                raise UserError(f"{where}: a detection head must be the last layer")
             name = row.module.removeprefix("torch.")
             if name not in blocks:
                 raise unknown_name("block", row.module, [*blocks, *ANCHOR_HEADS], where)
-            layer, width = _build_block(blocks[name], row, inputs, names, config, where)
-            widths.append(width)
+            layer = _build_block(blocks[name], row, inputs, names, config, where)
+            x = _tried(layer, inputs, where)
+            outputs.append(x)
         layer.i, layer.f, layer.type = row.index, row.source, row.module.split(".")[-1]  # type: ignore[assignment]
         layers.append(layer)
     model = nn.Sequential(*layers)
     _finish(model, config)
     return model
+
+
+@torch.no_grad()
+def _tried(layer: nn.Module, inputs: Any, where: str) -> torch.Tensor:
+    """The layer's output for an empty batch."""
+    try:
+        output = layer.eval()(inputs)
+        layer.train()
+        return output
+    except (RuntimeError, ValueError, TypeError, IndexError, AttributeError) as error:
+        shapes = ", ".join(str(tuple(one.shape[1:])) for one in _as_list(inputs))
+        raise UserError(f"{where}: does not fit its inputs {shapes}: {str(error).splitlines()[0]}") from error
+
+
+def _as_list(inputs: Any) -> list[torch.Tensor]:
+    return inputs if isinstance(inputs, list) else [inputs]
 
 
 def kept_layers(rows: Sequence[Row]) -> list[int]:
@@ -136,26 +150,22 @@ def count_auxiliary_layers(rows: Sequence[Row], num_levels: int) -> int:
     return count
 
 
-def _build_block(
-    block: Block, row: Row, inputs: Sequence[int], names: _Names, config: ModelConfig, where: str
-) -> tuple[nn.Module, int]:
-    """One layer and its output width."""
+def _build_block(block: Block, row: Row, inputs: Any, names: _Names, config: ModelConfig, where: str) -> nn.Module:
     arguments = resolve_argument(row.arguments, names.table(), where)
     repeats = max(round(row.repeats * config.depth), 1) if row.repeats > 1 else 1
-    if block.out_width is not None:
-        leading = [inputs[0]] if block.reads_width else []
-        modules = [_construct(block.module, [*leading, *arguments], {}, where) for _ in range(repeats)]
-        width = block.out_width(inputs, arguments)
-        return modules[0] if repeats == 1 else nn.Sequential(*modules), width
-    if not arguments or isinstance(arguments[0], bool) or not isinstance(arguments[0], int | float):
-        raise UserError(f"{where}: the first argument must be the output width, found {row.arguments}")
-    width = scaled_width(arguments[0], names.unscaled_width(), config)
-    positional, keywords = _bind(block, arguments[1:], where)
+    widths = [_as_list(inputs)[0].shape[1]][: block.widths]
+    if block.widths == 2:
+        if not arguments or isinstance(arguments[0], bool) or not isinstance(arguments[0], int | float):
+            raise UserError(f"{where}: the first argument must be the output width, found {row.arguments}")
+        widths.append(scaled_width(arguments.pop(0), names.unscaled_width(), config))
+    positional, keywords = _bind(block, arguments, where)
     if block.repeats:
-        return _construct(block.module, [inputs[0], width, repeats, *positional], keywords, where), width
-    in_widths = [inputs[0]] + [width] * (repeats - 1)
-    modules = [_construct(block.module, [one, width, *positional], keywords, where) for one in in_widths]
-    return modules[0] if repeats == 1 else nn.Sequential(*modules), width
+        return _construct(block.module, [*widths, repeats, *positional], keywords, where)
+    modules = []
+    for _ in range(repeats):
+        modules.append(_construct(block.module, [*widths, *positional], keywords, where))
+        widths[:1] = widths[-1:]  # the next one continues at the width that this one ends with
+    return modules[0] if repeats == 1 else nn.Sequential(*modules)
 
 
 def scaled_width(width: float, unscaled: int, config: ModelConfig) -> int:
@@ -190,27 +200,22 @@ def _construct(
         raise UserError(f"{where}: cannot be built: {reason}; it takes ({parameters})") from error
 
 
-def _build_head(
-    config: ModelConfig,
-    row: Row,
-    inputs: Sequence[int],
-    names: _Names,
-    strides: Sequence[float] | None,
-    where: str,
-) -> DetectionHead:
+def _build_head(config: ModelConfig, row: Row, inputs: Any, names: _Names, where: str) -> DetectionHead:
+    if row.module not in ANCHOR_HEADS:
+        raise UserError(f"{where}: the last layer must be a detection head; known: {', '.join(ANCHOR_HEADS)}")
     arguments = resolve_argument(row.arguments, names.table(), where)
-    num_classes = arguments[0] if arguments else config.num_classes
+    features = _as_list(inputs)
+    widths = [feature.shape[1] for feature in features]
+    levels = len(features) // 2 if row.module == "IAuxDetect" else len(features)
+    strides = [PROBE_SIZE / feature.shape[2] for feature in features[:levels]]
     if config.family == "yolov8":
-        levels = len(inputs)
-        return _construct(AnchorFreeDetect, [num_classes, strides or [1.0] * levels, inputs], {}, where)  # type: ignore[return-value]
+        return _construct(AnchorFreeDetect, [config.num_classes, strides, widths], {}, where)  # type: ignore[return-value]
     if len(arguments) != 2:
         raise UserError(f"{where}: takes [nc, anchors], found {row.arguments}")
-    levels = len(inputs) // 2 if row.module == "IAuxDetect" else len(inputs)
-    strides = strides or [1.0] * levels
     anchors = _level_anchors(arguments[1], strides, where)
     head: Callable[..., nn.Module] = MapDetect if config.family == "mobile" else ANCHOR_HEADS[row.module]
     options = {"keep_pixel_anchors": config.family != "yolov5", "class_margin": CLASS_MARGINS[config.family]}
-    return _construct(head, [num_classes, strides, anchors, inputs], options, where)  # type: ignore[return-value]
+    return _construct(head, [arguments[0], strides, anchors, widths], options, where)  # type: ignore[return-value]
 
 
 def _level_anchors(anchors: Any, strides: Sequence[float], where: str) -> list[list[float]]:
@@ -235,30 +240,3 @@ def _finish(model: nn.Sequential, config: ModelConfig) -> None:
             module.inplace = True
         if activation is not None and getattr(module, "default_act", False):
             module.act = copy.deepcopy(activation)
-
-
-@torch.no_grad()
-def measure_strides(config: ModelConfig) -> list[float]:
-    """Strides of the head's inputs, from shapes alone: no number is computed, none drawn, no statistic touched.
-
-    Raises:
-        UserError: the inputs of a layer do not fit it or each other.
-    """
-    with torch.device("meta"):
-        layers = build_layers(config).eval()
-        x: Any = torch.zeros(1, config.in_channels, PROBE_SIZE, PROBE_SIZE)
-        outputs: list[torch.Tensor] = []
-        for layer in layers[:-1]:
-            inputs = gather_inputs(layer.f, x, outputs)  # type: ignore[arg-type]
-            try:
-                x = layer(inputs)
-            except (RuntimeError, ValueError, TypeError, IndexError) as error:
-                shapes = [tuple(one.shape) for one in (inputs if isinstance(inputs, list) else [inputs])]
-                reason = str(error).splitlines()[0]
-                raise UserError(
-                    f"{config.where}, layer {layer.i} ({layer.type}): does not fit its inputs {shapes}: {reason}"
-                ) from error
-            outputs.append(x)
-    head = layers[-1]
-    features = gather_inputs(head.f, x, outputs)  # type: ignore[arg-type]
-    return [PROBE_SIZE / feature.shape[2] for feature in features[: head.num_levels]]  # type: ignore[index, misc]

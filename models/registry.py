@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 from torch import nn
 
 from models.blocks import bottleneck, conv, csp, ghost, mobilenet, pooling, rep, reshape
-
-Widths = Sequence[int]
 
 
 @dataclass(frozen=True)
@@ -20,38 +17,16 @@ class Block:
 
     Attributes:
         module: builds it.
-        out_width: its output width from its inputs' widths and its arguments. None: the first argument is the output
-            width, to be scaled by the width multiple, and `module` is called with the input and the output width first.
+        widths: with how many widths `module` is called first: 2 the input's and the output's, the latter being the
+            row's first argument times the width multiple; 1 the input's; 0 none.
         repeats: the number of repeats is an argument of `module`, after the widths; otherwise the module is repeated.
         order: keywords of the remaining arguments in the order of the yaml; empty for the constructor's own order.
-        reads_width: `module` is called with the input width first.
     """
 
     module: Callable[..., nn.Module]
-    out_width: Callable[[Widths, Sequence[Any]], int] | None = None
+    widths: int = 2
     repeats: bool = False
     order: tuple[str, ...] = ()
-    reads_width: bool = False
-
-
-def same_width(inputs: Widths, arguments: Sequence[Any]) -> int:
-    return inputs[0]
-
-
-def summed_width(inputs: Widths, arguments: Sequence[Any]) -> int:
-    return sum(inputs)
-
-
-def half_width(inputs: Widths, arguments: Sequence[Any]) -> int:
-    return inputs[0] // 2
-
-
-def contracted_width(inputs: Widths, arguments: Sequence[Any]) -> int:
-    return inputs[0] * (arguments[0] if arguments else 2) ** 2
-
-
-def expanded_width(inputs: Widths, arguments: Sequence[Any]) -> int:
-    return inputs[0] // (arguments[0] if arguments else 2) ** 2
 
 
 # Generations of the format disagree on what follows the groups: first only the activation, later the dilation and then
@@ -87,32 +62,32 @@ BLOCKS: dict[str, Block] = {
     "GhostSPPCSPC": Block(pooling.GhostSPPCSPC, repeats=True),
     "DownC": Block(pooling.DownC, repeats=True),
     "Stem": Block(pooling.Stem),
-    "MP": Block(pooling.MP, same_width),
-    "SP": Block(pooling.SP, same_width),
-    "Concat": Block(reshape.Concat, summed_width),
-    "Chuncat": Block(reshape.Chuncat, summed_width),
-    "Foldcut": Block(reshape.Foldcut, half_width),
-    "Shortcut": Block(reshape.Shortcut, same_width),
-    "Sum": Block(reshape.Sum, same_width),
-    "ReOrg": Block(reshape.ReOrg, contracted_width),
-    "Contract": Block(reshape.Contract, contracted_width),
-    "Expand": Block(reshape.Expand, expanded_width),
+    "MP": Block(pooling.MP, widths=0),
+    "SP": Block(pooling.SP, widths=0),
+    "Concat": Block(reshape.Concat, widths=0),
+    "Chuncat": Block(reshape.Chuncat, widths=0),
+    "Foldcut": Block(reshape.Foldcut, widths=0),
+    "Shortcut": Block(reshape.Shortcut, widths=0),
+    "Sum": Block(reshape.Sum, widths=0),
+    "ReOrg": Block(reshape.ReOrg, widths=0),
+    "Contract": Block(reshape.Contract, widths=0),
+    "Expand": Block(reshape.Expand, widths=0),
     **{name: Block(factory, repeats=True) for name, factory in csp.CSP_BLOCKS.items()},
     **{name: Block(factory) for name, factory in csp.UNITS.items()},
     "nn.Conv2d": Block(nn.Conv2d),
     "nn.ConvTranspose2d": Block(nn.ConvTranspose2d),
-    "nn.BatchNorm2d": Block(nn.BatchNorm2d, same_width, reads_width=True),
-    "nn.Upsample": Block(nn.Upsample, same_width),
-    "nn.MaxPool2d": Block(nn.MaxPool2d, same_width),
-    "nn.AvgPool2d": Block(nn.AvgPool2d, same_width),
-    "nn.ZeroPad2d": Block(nn.ZeroPad2d, same_width),
-    "nn.Dropout2d": Block(nn.Dropout2d, same_width),
-    "nn.Identity": Block(nn.Identity, same_width),
-    "nn.SiLU": Block(nn.SiLU, same_width),
-    "nn.ReLU": Block(nn.ReLU, same_width),
-    "nn.ReLU6": Block(nn.ReLU6, same_width),
-    "nn.LeakyReLU": Block(nn.LeakyReLU, same_width),
-    "nn.Hardswish": Block(nn.Hardswish, same_width),
+    "nn.BatchNorm2d": Block(nn.BatchNorm2d, widths=1),
+    "nn.Upsample": Block(nn.Upsample, widths=0),
+    "nn.MaxPool2d": Block(nn.MaxPool2d, widths=0),
+    "nn.AvgPool2d": Block(nn.AvgPool2d, widths=0),
+    "nn.ZeroPad2d": Block(nn.ZeroPad2d, widths=0),
+    "nn.Dropout2d": Block(nn.Dropout2d, widths=0),
+    "nn.Identity": Block(nn.Identity, widths=0),
+    "nn.SiLU": Block(nn.SiLU, widths=0),
+    "nn.ReLU": Block(nn.ReLU, widths=0),
+    "nn.ReLU6": Block(nn.ReLU6, widths=0),
+    "nn.LeakyReLU": Block(nn.LeakyReLU, widths=0),
+    "nn.Hardswish": Block(nn.Hardswish, widths=0),
 }
 
 # What a name means in one family alone.

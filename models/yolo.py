@@ -19,7 +19,6 @@ from models.parser import (
     count_auxiliary_layers,
     gather_inputs,
     kept_layers,
-    measure_strides,
 )
 from models.summary import ModelSummary, summarize
 from models.tta import predict_augmented
@@ -60,7 +59,7 @@ class Model(nn.Module):
         config = read_model_config(cfg, ch, nc, anchors)
         self.yaml = config.yaml
         self.family = config.family
-        self.model = build_layers(config, measure_strides(config))
+        self.model = build_layers(config)
         self.save = kept_layers(config.rows)
         self.names = [str(index) for index in range(config.num_classes)]
         sources = [self.model[index] for index in absolute_sources(config.rows[-1])]

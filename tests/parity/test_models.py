@@ -12,7 +12,6 @@ from models.yolo import Model
 from tests.golden import ROOT, golden_files, load_json
 
 NAMES = [path.stem for path in golden_files("models", "*.json")]
-INPUT = (1, 3, 256, 256)
 
 
 def family_of(name: str) -> str:
@@ -40,48 +39,50 @@ def shapes(output: Any) -> Any:
     return [shapes(one) for one in output] if isinstance(output, list | tuple) else list(output.shape)
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_architecture(name: str) -> None:
+@pytest.fixture(params=NAMES, scope="module")
+def built(request: pytest.FixtureRequest) -> tuple[str, Model]:
+    """Shapes and keys only: the largest has 166 million parameters."""
+    with torch.device("meta"):
+        return request.param, build(request.param).eval()
+
+
+def test_architecture(built: tuple[str, Model]) -> None:
+    name, model = built
     golden = load_json(f"models/{name}.json")
-    with torch.device("meta"):  # shapes and keys only: the largest has 166 million parameters
-        model = build(name).eval()
-        image = torch.zeros(INPUT)
     assert [[key, list(value.shape)] for key, value in model.state_dict().items()] == golden["state_dict"]
     assert sum(p.numel() for p in model.parameters()) == golden["params"]
-
-    output, features = model(image, extra_features=range(golden["n_layers"] - 1))
-    table = [
-        [layer.i, layer.type, layer.f, sum(p.numel() for p in layer.parameters()), shapes(feature)]
-        for layer, feature in zip(model.model, [*features, output])
-    ]
-    expected = [[row[0], row[1].rsplit(".", 1)[-1], *row[2:]] for row in golden["layers"]]
-    assert table == expected
-    model.head.training = True
-    assert shapes(model(image)) == golden["train_output_shapes"]
-
     assert model.save == golden["save"]
     assert model.stride.tolist() == golden["stride"]
     assert model.yaml.get("anchors") == golden["anchors_px"]
     assert model.family == family_of(name)
     norms = {(m.eps, m.momentum) for m in model.modules() if isinstance(m, nn.BatchNorm2d)}
     assert [list(one) for one in norms] == golden["bn_eps_momentum"]
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_fused_and_activations(name: str) -> None:
-    golden = load_json(f"models/{name}.json")
-    with torch.device("meta"):
-        model = build(name)
     kinds = [type(m).__name__ for m in model.modules() if isinstance(m, nn.SiLU | nn.LeakyReLU | nn.ReLU6)]
     counts = {kind: kinds.count(kind) for kind in set(kinds)}
-    if family_of(name) in ("yolov5", "yolov8"):  # where upstream has one instance for all convolutions
+    if model.family in ("yolov5", "yolov8"):  # where upstream has one instance for all convolutions
         counts = dict.fromkeys(counts, 1)
     assert counts == golden["activation_counts"]
+
+
+def test_fused_layer_table(built: tuple[str, Model]) -> None:
+    """Each layer's output shape, after folding: what changes then is the number of parameters alone."""
+    name, model = built
+    golden = load_json(f"models/{name}.json")
+    parameters = [sum(p.numel() for p in layer.parameters()) for layer in model.model]
     model.fuse()
     assert not any(isinstance(m, nn.BatchNorm2d) for m in model.modules())
     if golden["fused"]:
         assert sum(p.numel() for p in model.parameters()) == golden["fused"]["params"]
         assert len(model.state_dict()) == golden["fused"]["state_keys"]
+    image = torch.zeros(1, 3, 256, 256, device="meta")
+    output, features = model(image, extra_features=range(golden["n_layers"] - 1))
+    table = [
+        [layer.i, layer.type, layer.f, count, shapes(feature)]
+        for layer, count, feature in zip(model.model, parameters, [*features, output])
+    ]
+    assert table == [[row[0], row[1].rsplit(".", 1)[-1], *row[2:]] for row in golden["layers"]]
+    model.head.training = True
+    assert shapes(model(image)) == golden["train_output_shapes"]
 
 
 @pytest.mark.parametrize("name", ["yolov5n", "yolov5n6", "yolov7-tiny-training", "yolov8n", "mobilenetv2-yolov5s"])
