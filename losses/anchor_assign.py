@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-NUM_BLOCKS = 5  # the cell of the centre, then its left, upper, right and lower neighbour
+from losses.functional import denormalise
 
 
 class TargetGroups(NamedTuple):
@@ -108,13 +108,12 @@ def find_candidates(
         reach: how far, in cells, a centre may lie from a neighbour to include it; 0.5 takes the nearer ones, 1.0 all.
 
     Returns:
-        Candidates; K is five blocks of cells times A times N, or the largest number of valid ones in a group where that
-        can be read without waiting.
+        Candidates: the cells of the centres, then their left, upper, right and lower neighbours, each block by anchor
+        and box. K is 5 * A * N, or the largest number of valid ones in a group where that can be read without waiting.
     """
     rows, columns = grid_hw
     num_anchors, num_boxes = len(anchors), groups.valid.shape[1]
-    cx, cy, width, height = groups.boxes_cxcywh.unbind(-1)  # (G, N)
-    x, y, width, height = cx * columns, cy * rows, width * columns, height * rows
+    x, y, width, height = denormalise(groups.boxes_cxcywh, columns, rows).unbind(-1)  # (G, N)
 
     ratio_w = width[:, None] / anchors[:, :1]  # (G, A, N)
     ratio_h = height[:, None] / anchors[:, 1:]
@@ -153,9 +152,9 @@ def _keep(valid: Tensor) -> tuple[Tensor, Tensor]:
 def assign(groups: TargetGroups, candidates: Candidates, anchors: Tensor, grid_hw: tuple[int, int]) -> Assignment:
     """What each candidate of a level has to predict for its `target`; `anchors` is (A, 2) in cells."""
     rows, columns = grid_hw
-    scale = torch.stack([anchors.new_full((), size) for size in (columns, rows, columns, rows)])  # (4,)
     target = candidates.target
-    boxes = groups.boxes_cxcywh.gather(1, target[..., None].expand(-1, -1, 4)) * scale  # (G, K, 4)
+    boxes = denormalise(groups.boxes_cxcywh, columns, rows)
+    boxes = boxes.gather(1, target[..., None].expand(-1, -1, 4))  # (G, K, 4)
     center = boxes[..., :2] - candidates.cell
     return Assignment(
         candidates.position.flatten(),

@@ -17,7 +17,7 @@ BALANCE = {3: (4.0, 1.0, 0.4)}
 LONG_BALANCE = (4.0, 1.0, 0.25, 0.06, 0.02)
 
 
-class LevelTerms(NamedTuple):
+class Terms(NamedTuple):
     """Box, objectness and class terms, each a scalar."""
 
     box: Tensor
@@ -138,8 +138,14 @@ class AnchorLoss(nn.Module):
                 )
         check_targets(targets)
 
-    def level_terms(self, prediction: Tensor, assignment: Assignment, level: int) -> LevelTerms:
-        """Terms of one map (B, A, rows, columns, 5 + C) before their gains; `level` selects the objectness factor."""
+    def terms(self, predictions: Sequence[Tensor], assignments: Sequence[Assignment]) -> Terms:
+        """Terms before their gains, summed over the levels."""
+        levels = range(self.num_levels)
+        terms = [self._level_terms(predictions[level], assignments[level], level) for level in levels]
+        return Terms(*(torch.stack(values).sum() for values in zip(*terms)))
+
+    def _level_terms(self, prediction: Tensor, assignment: Assignment, level: int) -> Terms:
+        """Terms of one map (B, A, rows, columns, 5 + C)."""
         dtype = compute_dtype(prediction)
         valid = assignment.valid
         rows = prediction.flatten(0, 3).index_select(0, assignment.position).to(dtype)  # (M, 5 + C)
@@ -154,11 +160,11 @@ class AnchorLoss(nn.Module):
         obj = binary_cross_entropy(logits, objectness, self.obj_pw, self.fl_gamma).mean() * self.balance[level]
 
         if self.num_classes == 1:
-            return LevelTerms(box, obj, torch.zeros_like(box))
+            return Terms(box, obj, torch.zeros_like(box))
         positive = one_hot(assignment.classes, self.num_classes)  # (M, C)
         class_targets = torch.full_like(rows[:, 5:], self.negative).masked_fill(positive, self.positive)
         cls = binary_cross_entropy(rows[:, 5:], class_targets, self.cls_pw, self.fl_gamma)
-        return LevelTerms(box, obj, masked_mean(cls, valid))
+        return Terms(box, obj, masked_mean(cls, valid))
 
     @staticmethod
     def _objectness(scores: Tensor, assignment: Assignment, logits: Tensor) -> Tensor:
@@ -170,16 +176,11 @@ class AnchorLoss(nn.Module):
         wins = assignment.valid & (last[assignment.position] == order)
         return torch.zeros_like(logits).scatter_add(0, assignment.position, torch.where(wins, scores, 0))
 
-    def total(self, terms: LevelTerms, batch_size: int) -> tuple[Tensor, dict[str, Tensor]]:
+    def total(self, terms: Terms, batch_size: int) -> tuple[Tensor, dict[str, Tensor]]:
         """The scalar to back-propagate, and its parts with their gains, detached."""
         items = {name: getattr(terms, name) * gain for name, gain in self.gains.items()}
         loss = (items["box"] + items["obj"] + items["cls"]) * batch_size
         return loss, {name: value.detach() for name, value in items.items()}
-
-
-def add_terms(terms: Sequence[LevelTerms]) -> LevelTerms:
-    """Sum over levels."""
-    return LevelTerms(*(torch.stack(values).sum() for values in zip(*terms)))
 
 
 def check_targets(targets: Tensor) -> None:

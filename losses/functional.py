@@ -65,3 +65,9 @@ def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
 def one_hot(classes: Tensor, num_classes: int) -> Tensor:
     """(...) class indices -> (..., num_classes) booleans. An index out of range gives a row of False."""
     return classes[..., None] == torch.arange(num_classes, device=classes.device)
+
+
+def denormalise(boxes_cxcywh: Tensor, width: float, height: float) -> Tensor:
+    """(..., 4) boxes as fractions of an image -> in the unit in which the image has this width and height."""
+    cx, cy, w, h = boxes_cxcywh.unbind(-1)
+    return torch.stack([cx * width, cy * height, w * width, h * height], -1)

@@ -8,8 +8,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from losses.anchor_assign import Candidates, TargetGroups, assign, find_candidates, group_targets
-from losses.anchor_based import AnchorLoss, LevelTerms, add_terms, compute_dtype, decode_boxes
+from losses.anchor_assign import Assignment, Candidates, TargetGroups, assign, find_candidates, group_targets
+from losses.anchor_based import AnchorLoss, compute_dtype, decode_boxes
+from losses.functional import denormalise
 from utils.boxes import cxcywh_to_xyxy
 
 PAIRS_AT_ONCE = 1 << 22  # bounds the memory of the matching: (target, candidate) pairs held in one tensor
@@ -156,39 +157,34 @@ class SimOTALoss(AnchorLoss):
     def forward(self, predictions: Sequence[Tensor], targets: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         self.check_inputs(predictions, targets, self.num_levels)
         with torch.autocast(predictions[0].device.type, enabled=False):
-            groups = group_targets(targets.to(compute_dtype(predictions[0])), len(predictions[0]))
-            terms = self.matched_terms(predictions, predictions, groups, reach=0.5)
+            terms = self.terms(predictions, self.assign_cells(predictions, targets))
             return self.total(terms, len(predictions[0]))
 
-    def matched_terms(
-        self, predictions: Sequence[Tensor], judged: Sequence[Tensor], groups: TargetGroups, reach: float
-    ) -> LevelTerms:
-        """Terms of `predictions` for the matching that the predictions `judged`, of the same shapes, lead to."""
+    @torch.no_grad()
+    def assign_cells(self, predictions: Sequence[Tensor], targets: Tensor, reach: float = 0.5) -> list[Assignment]:
+        """What the cells of each level have to predict, by SimOTA among the candidates within `reach` cells."""
         device, dtype = predictions[0].device, compute_dtype(predictions[0])
         grids = [(prediction.shape[2], prediction.shape[3]) for prediction in predictions]
-        anchors = self.anchors_on(groups.valid.device, dtype)
+        groups = group_targets(targets.to(dtype), len(predictions[0]))
+        anchors = self.anchors_on(targets.device, dtype)
         found = [
             find_candidates(groups, anchors[level], grid, self.anchor_t, reach) for level, grid in enumerate(grids)
         ]
         found = [candidates.to(device) for candidates in found]
         groups, anchors = groups.to(device), self.anchors_on(device, dtype)
 
-        width, height = grids[0][1] * self.strides[0], grids[0][0] * self.strides[0]
-        boxes = groups.boxes_cxcywh * height
-        if not self.height_only_scale:
-            boxes[..., ::2] *= width / height
-        seen = self._look(judged, found, groups)
+        height, width = grids[0][0] * self.strides[0], grids[0][1] * self.strides[0]
+        boxes = denormalise(groups.boxes_cxcywh, height if self.height_only_scale else width, height)
+        seen = self._look(predictions, found, groups)
         target, matched = match(cxcywh_to_xyxy(boxes).float(), groups, seen, self.topk)
 
         sizes = [candidates.valid.shape[1] for candidates in found]
-        terms = []
+        assignments = []
         for level, parts in enumerate(zip(found, target.split(sizes, 1), matched.split(sizes, 1))):
             candidates = parts[0]._replace(target=parts[1], valid=parts[2])
-            assignment = assign(groups, candidates, anchors[level], grids[level])
-            terms.append(self.level_terms(predictions[level], assignment, level))
-        return add_terms(terms)
+            assignments.append(assign(groups, candidates, anchors[level], grids[level]))
+        return assignments
 
-    @torch.no_grad()
     def _look(self, predictions: Sequence[Tensor], found: Sequence[Candidates], groups: TargetGroups) -> CandidateBoxes:
         """Collects the predictions at the candidates of all levels, in float32."""
         anchors = self.anchors_on(groups.valid.device, torch.float32)

@@ -8,8 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from losses.anchor_assign import group_targets
-from losses.anchor_based import LevelTerms, compute_dtype
+from losses.anchor_based import Terms
 from losses.simota import SimOTALoss
 
 
@@ -45,8 +44,7 @@ class SimOTAAuxLoss(SimOTALoss):
         self.check_inputs(predictions, targets, 2 * self.num_levels)
         lead, auxiliary = predictions[: self.num_levels], predictions[self.num_levels :]
         with torch.autocast(lead[0].device.type, enabled=False):
-            groups = group_targets(targets.to(compute_dtype(lead[0])), len(lead[0]))
-            lead_terms = self.matched_terms(lead, lead, groups, reach=0.5)
-            aux_terms = self.matched_terms(auxiliary, lead, groups, reach=1.0)
-            terms = LevelTerms(*(main + self.aux_gain * more for main, more in zip(lead_terms, aux_terms)))
+            lead_terms = self.terms(lead, self.assign_cells(lead, targets))
+            aux_terms = self.terms(auxiliary, self.assign_cells(lead, targets, reach=1.0))
+            terms = Terms(*(main + self.aux_gain * more for main, more in zip(lead_terms, aux_terms)))
             return self.total(terms, len(lead[0]))

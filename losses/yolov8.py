@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from losses.anchor_based import check_targets, compute_dtype
+from losses.functional import denormalise
 from losses.iou import box_overlap
 from losses.task_aligned import Boxes, Outputs, PointAssignment, TaskAlignedAssigner
 from utils.boxes import cxcywh_to_xyxy
@@ -133,7 +134,7 @@ class YOLOv8Loss(nn.Module):
             distance_logits, class_logits = outputs.split([4 * self.reg_max, self.num_classes], 1)
             points, strides = make_points(grids, self.strides, device, dtype)
             height, width = grids[0][0] * self.strides[0], grids[0][1] * self.strides[0]
-            boxes = read_boxes(targets.to(device, dtype, non_blocking=True), height, width)
+            boxes = read_boxes(targets.to(device, dtype, non_blocking=True), width, height)
 
             assignment = self.assigner(self._look(distance_logits, class_logits, points, strides), boxes)
             normaliser = assignment.score.sum().clamp(min=1)
@@ -177,9 +178,8 @@ class YOLOv8Loss(nn.Module):
         return ((1 - ciou) * score).sum(), (dfl * score).sum()
 
 
-def read_boxes(targets: Tensor, height: float, width: float) -> Boxes:
+def read_boxes(targets: Tensor, width: float, height: float) -> Boxes:
     """(T, 6) rows [image, class, cx, cy, w, h] normalised -> boxes in pixels; a negative image marks padding."""
-    boxes = cxcywh_to_xyxy(targets[:, 2:6])
-    scaled = torch.stack([boxes[:, 0] * width, boxes[:, 1] * height, boxes[:, 2] * width, boxes[:, 3] * height], 1)
     image = targets[:, 0].long()
-    return Boxes(image.clamp(min=0), targets[:, 1].long(), scaled, image >= 0)
+    boxes_xyxy = cxcywh_to_xyxy(denormalise(targets[:, 2:6], width, height))
+    return Boxes(image.clamp(min=0), targets[:, 1].long(), boxes_xyxy, image >= 0)
