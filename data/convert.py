@@ -50,8 +50,11 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         )
         command.add_argument("--seed", type=int, default=0, help="of --split-ratios")
         how = command.add_mutually_exclusive_group()
-        how.add_argument("--link", dest="copy", action="store_false", help="link to the images (default)")
+        how.add_argument(
+            "--link", dest="copy", action="store_false", default=False, help="link to the images (default)"
+        )
         how.add_argument("--copy", dest="copy", action="store_true", help="copy the images")
+        command.set_defaults(copy=False)
     return parser.parse_args(argv)
 
 

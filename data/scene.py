@@ -55,7 +55,7 @@ def render_scene(size: int, random: RandomIntegers) -> tuple[np.ndarray, list[tu
     image, ground = _background(size, random)
     boxes: list[tuple[int, Box]] = []
     taken: list[Box] = []
-    num_objects = random.between(1, 8)
+    num_objects = random.between(2, 9)
     order = [True] * num_objects + [False] * random.between(1, 6)
     while order:
         is_object = order.pop(random.below(len(order)))
@@ -75,9 +75,9 @@ def render_scene(size: int, random: RandomIntegers) -> tuple[np.ndarray, list[tu
 
 
 def _diameter(size: int, random: RandomIntegers) -> int:
-    """From 8 px to half the image, small ones more often."""
+    """From 10 px to half the image, small ones more often."""
     t = random.below(256)
-    return 10 + ((size // 2 - 10) * t * t >> 16)
+    return 10 + ((size // 2 - 10) * t * (t + 256) >> 17)
 
 
 def _free_place(size: int, diameter: int, taken: list[Box], random: RandomIntegers) -> tuple[int, int] | None:

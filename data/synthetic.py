@@ -28,7 +28,7 @@ from utils.yaml_io import check_keys
 
 MARKER = ".rendered.json"
 # Raised whenever the pictures of a seed change, so that older ones are rendered again.
-RENDERER_VERSION = 1
+RENDERER_VERSION = 2
 
 
 @dataclass(frozen=True)
