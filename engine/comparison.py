@@ -144,7 +144,9 @@ def draw_pictures(experiment: Experiment, runs: Sequence[Run], folder: Path) -> 
     for record in records[::step][: experiment.pictures]:
         image = np.asarray(cv2.imread(record.path))
         panels = [_panel(image, _labelled(record), "labels", config.names)]
-        panels += [_panel(image, predictor(image), role, config.names) for role, predictor in predictors.items()]
+        panels += [
+            _panel(image, predictor(image).cpu().numpy(), role, config.names) for role, predictor in predictors.items()
+        ]
         cv2.imwrite(str(out / f"{Path(record.path).stem}.jpg"), np.hstack(panels))
     return out
 
