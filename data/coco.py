@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from data.conversion import SPLITS, AnnotatedImage, Annotation, Report, assign_splits
+from data.config import SPLITS
+from data.conversion import AnnotatedImage, Annotation, Report, assign_splits
 from utils.errors import UserError
 
 REQUIRED_FIELDS = {

@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from utils.errors import UserError
 from utils.yaml_io import check_keys, load_yaml
 
@@ -83,6 +85,14 @@ def load_dataset_config(path: str | Path) -> DatasetConfig:
                     f"{where}: {name} images {str(source)!r} do not exist; correct `{name}:` or `path:` there"
                 )
     return DatasetConfig(path, root, **sources, nc=len(names), names=names, synthetic=synthetic)
+
+
+def write_data_yaml(folder: Path, splits: Sequence[str], names: Sequence[str]) -> Path:
+    """Writes data.yaml for a data set of images/<split> below `folder`; returns its path."""
+    content = {"path": ".", **{split: f"images/{split}" for split in splits}, "nc": len(names), "names": list(names)}
+    path = folder / "data.yaml"
+    path.write_text(yaml.safe_dump(content, sort_keys=False, allow_unicode=True), encoding="utf-8")
+    return path
 
 
 def ensure_dataset(config: DatasetConfig) -> DatasetConfig:

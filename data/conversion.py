@@ -11,13 +11,11 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
 import numpy as np
-import yaml
 
+from data.config import SPLITS, write_data_yaml
 from data.images import check_image
 from utils.errors import UsageError, UserError
 from utils.logging import progress
-
-SPLITS = ("train", "val", "test")
 
 
 @dataclass(frozen=True, eq=False)
@@ -130,14 +128,7 @@ def write_dataset(
         if split not in splits:
             reasons = "; ".join(line.strip() for line in report.text().splitlines())
             raise UserError(f"no usable image for the {split} split among {len(images)} ({reasons or 'none listed'})")
-    return _write_yaml(out, splits, names)
-
-
-def _write_yaml(out: Path, splits: Sequence[str], names: Sequence[str]) -> Path:
-    content = {"path": ".", **{split: f"images/{split}" for split in splits}, "nc": len(names), "names": list(names)}
-    path = out / "data.yaml"
-    path.write_text(yaml.safe_dump(content, sort_keys=False, allow_unicode=True), encoding="utf-8")
-    return path
+    return write_data_yaml(out, splits, names)
 
 
 def _label_rows(image: AnnotatedImage, size: tuple[int, int], class_ids: dict[str, int], report: Report) -> list[str]:

@@ -13,7 +13,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from data.coco import read_coco, split_of
-from data.conversion import SPLITS, Report, write_dataset
+from data.config import SPLITS
+from data.conversion import Report, write_dataset
 from data.voc import read_voc
 from utils.errors import UsageError, UserError
 from utils.logging import LOGGER, setup_logging

@@ -75,7 +75,7 @@ def build_index(
         expected = label_path(images[0])
         raise UserError(f"{where}{len(images)} images but not one box; labels are looked for as {expected}")
     if problems and not quiet:
-        LOGGER.warning(f"{where}{index.summary()}")
+        LOGGER.warning(f"{where}{index.summary()}\n  (python -m data.audit --data ... lists every one)")
     return index
 
 

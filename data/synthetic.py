@@ -8,7 +8,6 @@ integers. Images are stored as PNG: what is identical everywhere are the decoded
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import shutil
@@ -19,8 +18,8 @@ from pathlib import Path
 from typing import Any
 
 import cv2
-import yaml
 
+from data.config import write_data_yaml
 from data.scene import CLASS_NAMES, Box, RandomIntegers, render_scene
 from utils.errors import UserError
 from utils.logging import LOGGER, progress
@@ -64,49 +63,56 @@ def ensure_rendered(root: Path, parameters: Mapping[str, Any], where: str) -> No
     """Renders the data set into `root` unless it lies there already with these parameters.
 
     Raises:
-        UserError: a parameter is wrong, or the folder holds something that was not rendered by this function.
+        UserError: a parameter is wrong, or the folder holds something that was not rendered.
     """
     config = SyntheticConfig.parse(parameters, where)
-    if _rendered_as(root) == _stamp(config):
-        return
-    if root.exists() and any(root.iterdir()) and _rendered_as(root) is None:
-        raise UserError(f"{where}: the folder {str(root)!r} holds other files; set `path:` to a new folder")
-    render_dataset(root, **asdict(config))
+    if _rendered_as(root) != _stamp(config):
+        render_dataset(root, **asdict(config))
 
 
 def render_dataset(root: Path, *, num_train: int, num_val: int, num_test: int, img_size: int, seed: int) -> Path:
-    """Renders a data set: images/<split>, labels/<split> and data.yaml below `root`, which is replaced.
+    """Renders a data set: images/<split>, labels/<split> and data.yaml below `root`.
 
-    It is rendered beside `root` and moved there when it is complete: an interrupted run leaves nothing half done.
+    One of other parameters is replaced. It is rendered beside `root` and moved there when it is complete: an interrupted
+    run leaves nothing half done, and of several processes one wins.
 
     Returns:
         Path of the data yaml.
+
+    Raises:
+        UserError: the folder holds something that was not rendered.
     """
+    if root.exists() and any(root.iterdir()) and _rendered_as(root) is None:
+        raise UserError(f"the folder {str(root)!r} for the rendered data set holds other files; choose a new folder")
     config = SyntheticConfig(num_train, num_val, num_test, img_size, seed)
     partial = root.with_name(f"{root.name}.{os.getpid()}.partial")
+    try:
+        _render_into(partial, config)
+        if _rendered_as(root) != _stamp(config):  # another process may have been faster
+            shutil.rmtree(root, ignore_errors=True)
+            os.rename(partial, root)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return root / "data.yaml"
+
+
+def _render_into(root: Path, config: SyntheticConfig) -> None:
+    counts = {"train": config.num_train, "val": config.num_val, "test": config.num_test}
     jobs = [
-        (partial, split, stream, index, config)
-        for stream, (split, count) in enumerate([("train", num_train), ("val", num_val), ("test", num_test)])
+        (root, split, stream, index, config)
+        for stream, (split, count) in enumerate(counts.items())
         for index in range(count)
     ]
-    for split in {job[1] for job in jobs}:
-        (partial / "images" / split).mkdir(parents=True, exist_ok=True)
-        (partial / "labels" / split).mkdir(parents=True, exist_ok=True)
-    LOGGER.info(f"rendering {len(jobs)} synthetic images of {img_size} px into {root}")
+    splits = [split for split, count in counts.items() if count]
+    for split in splits:
+        (root / "images" / split).mkdir(parents=True, exist_ok=True)
+        (root / "labels" / split).mkdir(parents=True, exist_ok=True)
+    LOGGER.info(f"rendering {len(jobs)} synthetic images of {config.img_size} px")
     with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
         for _ in progress(pool.map(_write_scene, jobs), total=len(jobs), desc="rendering", enabled=len(jobs) > 500):
             pass
-    splits = {split: f"images/{split}" for split, count in (("train", 1), ("val", 1), ("test", num_test)) if count}
-    content = {"path": ".", **splits, "nc": len(CLASS_NAMES), "names": list(CLASS_NAMES)}
-    (partial / "data.yaml").write_text(yaml.safe_dump(content, sort_keys=False))
-    (partial / MARKER).write_text(json.dumps(_stamp(config)))
-    if root.exists():
-        shutil.rmtree(root)
-    # Another process may have put the same pictures there meanwhile.
-    with contextlib.suppress(OSError):
-        os.rename(partial, root)
-    shutil.rmtree(partial, ignore_errors=True)
-    return root / "data.yaml"
+    write_data_yaml(root, splits, CLASS_NAMES)
+    (root / MARKER).write_text(json.dumps(_stamp(config)))
 
 
 def _stamp(config: SyntheticConfig) -> dict[str, int]:

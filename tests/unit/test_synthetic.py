@@ -10,6 +10,7 @@ import cv2
 import numpy as np
 import pytest
 
+import data.synthetic
 from data.config import load_dataset_config
 from data.labels import build_index
 from data.scene import CLASS_NAMES, RandomIntegers, render_scene
@@ -143,9 +144,33 @@ class TestDataset:
         ensure_rendered(root, SMALL | {"num_val": 1}, "data.yaml")  # other parameters: rendered anew
         assert len(list(root.rglob("*.png"))) == 4
 
+    def test_another_process_was_faster(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        root = tmp_path / "set"
+        render = data.synthetic._render_into
+
+        def race(partial: Path, config: SyntheticConfig) -> None:
+            render(partial, config)
+            if not root.exists():  # the other process, from begin to end
+                render(root, config)
+                (root / "in use").touch()
+
+        monkeypatch.setattr(data.synthetic, "_render_into", race)
+        render_dataset(root, **SMALL)
+        assert (root / "in use").exists()
+        assert [path.name for path in tmp_path.iterdir()] == ["set"]
+
+    def test_interrupted_rendering_leaves_nothing(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        def fail(*_: object, **__: object) -> bool:
+            return False
+
+        monkeypatch.setattr(cv2, "imwrite", fail)
+        with pytest.raises(UserError, match="cannot be written"):
+            render_dataset(tmp_path / "set", **SMALL)
+        assert list(tmp_path.iterdir()) == []
+
     def test_a_folder_of_others_is_left_alone(self, tmp_path: Path) -> None:
         (tmp_path / "mine.txt").write_text("precious")
-        with pytest.raises(UserError, match="holds other files; set `path:` to a new folder"):
+        with pytest.raises(UserError, match="holds other files; choose a new folder"):
             ensure_rendered(tmp_path, SMALL, "data.yaml")
         assert (tmp_path / "mine.txt").exists() and not (tmp_path / MARKER).exists()
 
