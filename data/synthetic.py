@@ -73,8 +73,8 @@ def ensure_rendered(root: Path, parameters: Mapping[str, Any], where: str) -> No
 def render_dataset(root: Path, *, num_train: int, num_val: int, num_test: int, img_size: int, seed: int) -> Path:
     """Renders a data set: images/<split>, labels/<split> and data.yaml below `root`.
 
-    One of other parameters is replaced. It is rendered beside `root` and moved there when it is complete: an interrupted
-    run leaves nothing half done, and of several processes one wins.
+    One of other parameters is replaced. It is rendered beside `root` and moved there when it is complete: an
+    interrupted run leaves nothing half done, and of several processes one wins.
 
     Returns:
         Path of the data yaml.
