@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -13,6 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from distill import LOSSES, DistillContext, DistillError
 from distill.losses.base import DistillationLoss, FeatureLoss, PredictionLoss
+from tests.golden import ROOT
 from tests.unit import distill_toys as toys
 
 HEADS_OF: dict[str, tuple[str, ...]] = {"ld": ("anchor_free",)}
@@ -173,6 +176,32 @@ def test_the_watch_sees_a_wait() -> None:
         values = torch.arange(3.0)
         values[values > 1].sum().item()
     assert {"_local_scalar_dense", "index"} <= set(found)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_the_guide_lists_every_keyword_and_default(name: str) -> None:
+    guide = (ROOT / "docs" / "distillation_losses.md").read_text()
+    row = next(line for line in guide.splitlines() if line.startswith(f"| `{name}` |"))
+    for parameter in inspect.signature(LOSSES[name].__init__).parameters.values():
+        if parameter.kind is inspect.Parameter.KEYWORD_ONLY:
+            value = parameter.default
+            text = f"{value:.5f}".rstrip("0").rstrip(".") if type(value) in (int, float) else str(value)
+            found = re.search(rf"`{parameter.name.rstrip('_')}` \(([^;)]*)", row)
+            assert found and found.group(1) == (text.lower() if type(value) is bool else text), parameter.name
+
+
+@pytest.mark.slow
+@each_loss
+def test_a_loss_compiles_into_one_graph(name: str, kind: str) -> None:
+    torch.compiler.reset()
+    loss = build(name, kind)
+    student, teacher = inputs(kind)
+    context = context_of(kind, teacher)
+    # A generator of random numbers cannot be made inside a graph, so MGD has a break there.
+    compiled = torch.compile(lambda s, t: loss(s, t, context), backend="eager", fullgraph=name != "mgd")
+    found = total(compiled(student, teacher))
+    found.backward()
+    torch.testing.assert_close(found, total(build(name, kind)(student, teacher, context)))
 
 
 def test_every_loss_is_of_one_of_the_two_kinds() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import importlib
 import importlib.util
 import math
 import sys
@@ -13,8 +14,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from distill import Distiller, DistillError, HeadSpec, KDSchedule, auto_layers
-from tests.golden import load_npz
+from distill import LOSSES, Distiller, DistillError, HeadSpec, KDSchedule, auto_layers
+from tests.golden import ROOT, load_npz
 from tests.unit import distill_toys as toys
 from tests.unit.distill_toys import ToyDetector, head_spec
 
@@ -469,6 +470,26 @@ def test_head_spec_refuses(values: dict[str, Any], message: str) -> None:
         HeadSpec(**({"num_classes": 3, "strides": (8, 16), "anchors": toys.ANCHORS} | values))
 
 
+# A new loss
+
+
+def test_the_example_of_the_guide_works(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The loss of docs/adding_a_loss.md, as it stands there: in the table, in a recipe, in the log, and trained."""
+    guide = (ROOT / "docs" / "adding_a_loss.md").read_text()
+    (tmp_path / "cosine_example.py").write_text(guide.split("```python\n")[1].split("```")[0])
+    monkeypatch.syspath_prepend(tmp_path)
+    example = importlib.import_module("cosine_example")
+    monkeypatch.setitem(LOSSES, "cosine", example.Cosine)
+    student, teacher = networks()
+    kd = distiller({"cosine": {"weight": 2.0, "power": 2}}, networks=(student, teacher))
+    loss, items = step(student, kd)
+    loss.backward()
+    assert tuple(items) == ("kd/cosine/P3", "kd/cosine/P4") and 0 < loss.item() < 2 * 2 * 2 * 4
+    assert all(p.grad is not None and bool(p.grad.any()) for p in kd.parameters())
+    with pytest.raises(DistillError, match="unknown key 'powr'; did you mean 'power'"):
+        distiller({"cosine": {"powr": 2}})
+
+
 # Foreign networks
 
 
@@ -532,7 +553,7 @@ def test_hooks_name_the_nearest_module() -> None:
 
 
 def test_package_works_under_another_name() -> None:
-    root = Path(__file__).parents[2] / "distill"
+    root = ROOT / "distill"
     places = [str(root)]
     spec = importlib.util.spec_from_file_location("vendored", root / "__init__.py", submodule_search_locations=places)
     assert spec is not None and spec.loader is not None
