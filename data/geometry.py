@@ -148,7 +148,8 @@ def polygon_bounds(polygons: Sequence[np.ndarray], width: float, height: float) 
     end[starts + counts - 1] = begin[starts]
     first, last = _visible_part(begin, end, np.array([width, height]))
     seen = (first <= last)[:, None]  # (p, 1)
-    ends = begin[:, None] + np.stack([first, last], axis=1)[..., None] * (end - begin)[:, None]  # (p, 2, 2)
+    shares = np.where(seen, np.stack([first, last], axis=1), 0.0)  # (p, 2)
+    ends = begin[:, None] + shares[..., None] * (end - begin)[:, None]  # (p, 2, 2)
     low = np.minimum.reduceat(np.where(seen, ends.min(1), np.inf), starts)  # (n, 2)
     high = np.maximum.reduceat(np.where(seen, ends.max(1), -np.inf), starts)
 

@@ -211,9 +211,12 @@ def _paint_warped(
     x1, x2 = _whole_pixels(visible[0] * width, visible[2] * width, width, step)
     y1, y2 = _whole_pixels(visible[1] * height, visible[3] * height, height, step)
     part = _reduce(image[y1:y2, x1:x2], step)
-    # OpenCV counts from the centres of pixels, everything here from their edges: hence the halves.
-    to_window = translation(-left - 0.5, -top - 0.5) @ pixels_to_output @ translation(x1, y1)
-    to_window = to_window @ scaling((x2 - x1) / part.shape[1], (y2 - y1) / part.shape[0]) @ translation(0.5, 0.5)
+    to_window = translation(-left, -top) @ pixels_to_output @ translation(x1, y1)
+    to_window = to_window @ scaling((x2 - x1) / part.shape[1], (y2 - y1) / part.shape[0])
+    # OpenCV counts from the centres of pixels, everything here from their edges: hence the halves. The border of one
+    # pixel lets neighbouring tiles meet: a transparent warp leaves out what lies beyond the centres of the outer pixels.
+    part = cv2.copyMakeBorder(part, 1, 1, 1, 1, cv2.BORDER_REPLICATE)
+    to_window = translation(-0.5, -0.5) @ to_window @ translation(-0.5, -0.5)
     size, target = (right - left, bottom - top), canvas[top:bottom, left:right]
     if to_window[2, 0] or to_window[2, 1]:
         cv2.warpPerspective(part, to_window, size, dst=target, borderMode=cv2.BORDER_TRANSPARENT)
