@@ -9,6 +9,8 @@ from typing import NoReturn
 
 from utils.errors import UserError
 
+NOT_ALLOWED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR)
+
 
 def run_command(main: Callable[[], int | None]) -> NoReturn:
     """Runs a command and ends the process with its exit code.
@@ -39,6 +41,8 @@ def _explain(error: Exception) -> tuple[str, int]:
     if isinstance(error, OSError) and error.errno == errno.ENOSPC:
         where = f" while writing {error.filename}" if error.filename else ""
         return f"the disk is full{where}; free some space, or write elsewhere with --project", 1
+    if isinstance(error, OSError) and error.errno in NOT_ALLOWED and error.filename:
+        return f"cannot use {str(error.filename)!r}: {error.strerror}; choose another place or change its rights", 1
     if type(error).__name__ == "OutOfMemoryError":
         return "the GPU's memory is full; lower --batch-size or --img-size, or use another --device", 1
     if isinstance(error, ValueError):

@@ -19,7 +19,7 @@ from engine.evaluate import EvalResult, Writer, evaluate
 from engine.writers import COCO_CATEGORIES, CocoWriter, LabelWriter
 from utils.coco_eval import CocoResult, evaluate_json, read_annotations
 from utils.device import select_device
-from utils.errors import UserError
+from utils.errors import UsageError, UserError
 from utils.logging import LOGGER
 from utils.paths import existing_file, increment_path
 
@@ -165,6 +165,7 @@ def run_test(options: TestOptions) -> list[EvalResult]:
     Returns:
         One result, or one for each checkpoint (and size).
     """
+    _check(options)
     device = select_device(options.device)
     config = ensure_dataset(load_dataset_config(options.data))
     split = options.task if options.task in ("train", "val", "test") else "val"
@@ -183,6 +184,19 @@ def run_test(options: TestOptions) -> list[EvalResult]:
         results = [tester.measure(options.weights, options.img_size)]
     LOGGER.info(f"results: {folder}")
     return results
+
+
+def _check(options: TestOptions) -> None:
+    """Refuses numbers that cannot be meant."""
+    least = {"batch_size": 1, "img_size": 1, "max_det": 1, "workers": 0}
+    for name, limit in least.items():
+        value = getattr(options, name)
+        if value < limit:
+            raise UsageError(f"--{name.replace('_', '-')} {value}: expected a whole number of at least {limit}")
+    for name in ("conf_thres", "iou_thres"):
+        value = getattr(options, name)
+        if not 0 <= value <= 1:
+            raise UsageError(f"--{name.replace('_', '-')} {value}: expected a number from 0 to 1")
 
 
 def _study(tester: Tester) -> list[EvalResult]:

@@ -9,25 +9,11 @@ from typing import Any
 
 import numpy as np
 
-from utils.boxes import xyxy_to_cxcywh
+from engine.predict_output import label_lines
 from utils.errors import UserError
 
 # COCO's category numbers of the 80 classes in their usual order: 1 to 90, of which ten were never used.
 COCO_CATEGORIES = tuple(i for i in range(1, 91) if i not in (12, 26, 29, 30, 45, 66, 68, 69, 71, 83))
-
-
-def label_lines(detections: np.ndarray, original_hw: tuple[int, int], with_confidence: bool = False) -> list[str]:
-    """One line `class cx cy w h [confidence]` for each detection, normalised to the image.
-
-    Args:
-        detections: (n, 6) rows [x1, y1, x2, y2, confidence, class] in pixels.
-        original_hw: height and width of the image.
-        with_confidence: append the confidence.
-    """
-    height, width = original_hw
-    boxes = xyxy_to_cxcywh(detections[:, :4]) / np.array([width, height, width, height])
-    columns = [detections[:, 5:6], boxes] + ([detections[:, 4:5]] if with_confidence else [])
-    return [" ".join(f"{value:g}" for value in row) for row in np.concatenate(columns, axis=1).tolist()]
 
 
 class LabelWriter:

@@ -75,7 +75,7 @@ def _boxes_and_scores(rows: torch.Tensor, conf_thres: float, layout: str) -> tup
 def _with_labels(boxes: torch.Tensor, scores: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Boxes and scores with the known boxes appended at confidence 1."""
     known = torch.zeros(len(labels), scores.shape[1], device=scores.device)
-    known[torch.arange(len(labels)), labels[:, 0].long()] = 1.0
+    known.scatter_(1, labels[:, :1].long(), 1.0)
     return torch.cat([boxes, labels[:, 1:5].to(boxes)]), torch.cat([scores, known])
 
 

@@ -124,6 +124,10 @@ def test_command_exit_codes(capsys: pytest.CaptureFixture[str]) -> None:
 def test_command_explains_full_disk_and_full_gpu(capsys: pytest.CaptureFixture[str]) -> None:
     code, text = ending(OSError(errno.ENOSPC, "No space left on device", "runs/last.pt"), capsys)
     assert code == 1 and text.count("\n") == 1 and "disk is full while writing runs/last.pt" in text
+    code, text = ending(PermissionError(errno.EACCES, "Permission denied", "/runs"), capsys)
+    assert code == 1 and text == (
+        "error: cannot use '/runs': Permission denied; choose another place or change its rights\n"
+    )
     code, text = ending(torch.cuda.OutOfMemoryError("CUDA out of memory. Tried ..."), capsys)
     assert code == 1 and text.count("\n") == 1 and "--batch-size" in text
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from engine.ensemble import Ensemble
 from engine.evaluate import EvalResult, evaluate
-from engine.writers import CocoWriter, LabelWriter, label_lines
+from engine.writers import CocoWriter, LabelWriter
 from utils.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -225,18 +225,15 @@ def test_ensemble_puts_predictions_together() -> None:
 FOUND = np.array([[10, 20, 30, 60, 0.9, 1], [0, 0, 100, 200, 0.123456, 0]], dtype=np.float32)
 
 
-def test_label_lines_are_normalised() -> None:
-    # cx (10 + 30) / 2 / 100, cy (20 + 60) / 2 / 200, w 20 / 100, h 40 / 200
-    assert label_lines(FOUND, (200, 100)) == ["1 0.2 0.2 0.2 0.2", "0 0.5 0.5 1 1"]
-    assert label_lines(FOUND, (200, 100), with_confidence=True)[1] == "0 0.5 0.5 1 1 0.123456"
-
-
 def test_label_files_are_named_after_their_images(tmp_path: Path) -> None:
     writer = LabelWriter(tmp_path / "labels")
     writer("/data/a.jpg", (200, 100), FOUND)
     writer("/data/b.jpg", (200, 100), FOUND[:0])
     assert [path.name for path in (tmp_path / "labels").iterdir()] == ["a.txt"]
-    assert (tmp_path / "labels/a.txt").read_text() == "1 0.2 0.2 0.2 0.2\n0 0.5 0.5 1 1\n"
+    # cx (10 + 30) / 2 / 100, cy (20 + 60) / 2 / 200, w 20 / 100, h 40 / 200; the least confident first
+    assert (tmp_path / "labels/a.txt").read_text() == "0 0.5 0.5 1 1\n1 0.2 0.2 0.2 0.2\n"
+    LabelWriter(tmp_path / "labels", with_confidence=True)("/data/a.jpg", (200, 100), FOUND)
+    assert (tmp_path / "labels/a.txt").read_text().startswith("0 0.5 0.5 1 1 0.123456\n")
 
 
 def test_coco_json_holds_upstream_s_fields(tmp_path: Path) -> None:
