@@ -57,7 +57,7 @@ def foreground_scores(logits: HeadLogits) -> Tensor:
 
 
 def expected_sides(distribution: Tensor) -> Tensor:
-    """(..., 4) expected distances to the sides in cells, of (..., 4, bins) logits (arXiv 2006.04388, eq. 4)."""
+    """(..., 4) expected distances to the sides in cells, of (..., 4, bins) logits (arXiv 2006.04388)."""
     bins = torch.arange(distribution.shape[-1], device=distribution.device, dtype=distribution.dtype)
     return (distribution.softmax(-1) * bins).sum(-1)
 

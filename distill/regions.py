@@ -1,4 +1,4 @@
-"""Where localisation is distilled: a main and a valuable region (Zheng et al., arXiv 2102.12252, section 3.2)."""
+"""Where localisation is distilled: a main and a valuable region (Zheng et al., arXiv 2102.12252)."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ class KDSchedule:
 
     Attributes:
         shape: "constant" stays at `start`; "linear" and "cosine" go from `start` at epoch 0 towards `end` at the last.
-            The cosine is that of YOLOv6 (arXiv 2209.02976, section 3.2): its `end` is 0.01.
+            The cosine is that of YOLOv6 (arXiv 2209.02976): its `end` is 0.01.
         warmup_epochs: the factor is ramped up over so many first epochs; epoch e of them gets (e + 1) / (warmup_epochs
             + 1).
         start: factor at epoch 0, before the warm-up's ramp.

@@ -11,7 +11,7 @@ from .base import FeatureLoss
 
 
 def attention(x: Tensor) -> Tensor:
-    """(N, H * W) mean of the squares over the channels, each image scaled to L2 norm 1 (eq. 1)."""
+    """(N, H * W) mean of the squares over the channels, each image scaled to L2 norm 1."""
     return F.normalize(x.square().mean(1).flatten(1), dim=1)
 
 
@@ -21,7 +21,7 @@ def squared_difference(student: Tensor, teacher: Tensor) -> Tensor:
 
 
 def mean_distance(student: Tensor, teacher: Tensor) -> Tensor:
-    """Mean over the images of the distance between the attentions, as the paper writes it (eq. 2, without beta / 2)."""
+    """Mean over the images of the distance between the attentions, as the paper writes it (without beta / 2)."""
     return (attention(student) - attention(teacher)).norm(dim=1).mean()
 
 

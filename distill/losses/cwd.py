@@ -11,12 +11,12 @@ from .kl import softened_kl
 
 
 def channel_wise_kl(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
-    """KL of each channel's softmax over the pixels, times T^2, mean over images and channels (eq. 3 to 5)."""
+    """KL of each channel's softmax over the pixels, times T^2, mean over images and channels."""
     return softened_kl(student.flatten(2), teacher.flatten(2), temperature).sum(-1).mean()
 
 
 def pixel_wise_kl(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
-    """KL of each pixel's softmax over the channels, times T^2, mean over images and pixels (the paper's eq. 1)."""
+    """KL of each pixel's softmax over the channels, times T^2, mean over images and pixels."""
     return softened_kl(student, teacher, temperature, dim=1).sum(1).mean()
 
 

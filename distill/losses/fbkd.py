@@ -65,7 +65,7 @@ class FBKDLevel(nn.Module):
         self.teacher_relation = NonLocalBlock(teacher_channels)
 
     def forward(self, student: Tensor, teacher: Tensor, temperature: float) -> FBKDParts:
-        """The four parts (eq. 4 to 8) for (N, C, H, W) maps."""
+        """The four parts for (N, C, H, W) maps."""
         with torch.no_grad():
             mask = (spatial_attention(student, temperature) + spatial_attention(teacher, temperature)) / 2  # (N, H, W)
         difference = self.adapt(student) - teacher

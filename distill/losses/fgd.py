@@ -25,14 +25,14 @@ class FGDParts(NamedTuple):
 
 
 def spatial_attention(x: Tensor, temperature: float) -> Tensor:
-    """(N, H, W) softmax over the pixels of the mean magnitude over the channels, with mean 1 (eq. 4, 6)."""
+    """(N, H, W) softmax over the pixels of the mean magnitude over the channels, with mean 1."""
     magnitude = x.abs().mean(1)  # (N, H, W)
     weights = (magnitude.flatten(1) / temperature).softmax(1) * magnitude[0].numel()
     return weights.reshape(magnitude.shape)
 
 
 def channel_attention(x: Tensor, temperature: float) -> Tensor:
-    """(N, C) softmax over the channels of the mean magnitude over the pixels, with mean 1 (eq. 5, 7)."""
+    """(N, C) softmax over the channels of the mean magnitude over the pixels, with mean 1."""
     return (x.abs().mean((2, 3)) / temperature).softmax(1) * x.shape[1]
 
 
@@ -40,8 +40,7 @@ def channel_attention(x: Tensor, temperature: float) -> Tensor:
 def scale_masks(
     boxes_xyxy: Tensor, box_images: Tensor, num_images: int, image_hw: tuple[int, int], map_hw: tuple[int, int]
 ) -> tuple[Tensor, Tensor]:
-    """Foreground and background masks of a level, each (N, H, W): every box, and every background, weighs about 1 (eq.
-    8, 9).
+    """Foreground and background masks of a level, each (N, H, W): every box, and every background, weighs about 1.
 
     A box covers the cells from the one its first corner lies in up to, and including, the one after its last corner.
     Its cells weigh 1 / (their number, counted before the map's border cuts them off); the smallest box wins where boxes
@@ -94,7 +93,7 @@ def fgd_parts(
     background_mask: Tensor,
     temperature: float,
 ) -> FGDParts:
-    """The four parts of FGD for one level, each a sum divided by the batch size (eq. 10, 11, 13).
+    """The four parts of FGD for one level, each a sum divided by the batch size.
 
     Args:
         student, teacher: (N, C, H, W); the student's after its adapter.

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 def softened_kl(student: Tensor, teacher: Tensor, temperature: float, dim: int = -1) -> Tensor:
     """Summands of T^2 * KL(softmax(teacher / T) || softmax(student / T)); sum over `dim` for the divergence.
 
-    T^2 keeps gradients of equal size at every temperature (Hinton et al., arXiv 1503.02531, section 2). Everything
+    T^2 keeps gradients of equal size at every temperature (Hinton et al., arXiv 1503.02531). Everything
     stays in
     logarithms: probabilities may underflow.
 

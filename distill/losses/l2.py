@@ -36,7 +36,7 @@ def distance(student: Tensor, teacher: Tensor) -> Tensor:
 def partial(student: Tensor, teacher: Tensor) -> Tensor:
     """`sum_over_batch` / 1000 without the entries where both are negative and the student is lower.
 
-    Heo et al., "A Comprehensive Overhaul of Feature Distillation", arXiv 1904.01866, eq. 3.
+    Heo et al., "A Comprehensive Overhaul of Feature Distillation", arXiv 1904.01866.
     """
     counted = (student > teacher) | (teacher > 0)
     return ((student - teacher).square() * counted).sum() / (1000 * student.shape[0])

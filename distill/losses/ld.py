@@ -15,7 +15,7 @@ from .soft_label import weighted_mean
 
 
 def side_divergence(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
-    """(...) T^2 * KL between (..., bins) side distributions, **averaged** over the bins as the authors do (eq. 4)."""
+    """(...) T^2 * KL between (..., bins) side distributions, **averaged** over the bins as the authors do."""
     return softened_kl(student, teacher, temperature).mean(-1)
 
 

@@ -41,7 +41,7 @@ MASKS: dict[str, tuple[Shape, Callable[[Tensor, float], Tensor]]] = {
 
 
 def generation_error(student: Tensor, teacher: Tensor, mask: Tensor, generate: nn.Module) -> Tensor:
-    """Sum of the squared errors of the map generated from the masked student, divided by N (eq. 4)."""
+    """Sum of the squared errors of the map generated from the masked student, divided by N."""
     return F.mse_loss(generate(student * mask), teacher, reduction="sum") / student.shape[0]
 
 

@@ -16,7 +16,7 @@ def standardise(x: Tensor, eps: float = 1e-6) -> Tensor:
 
 
 def pearson_loss(student: Tensor, teacher: Tensor) -> Tensor:
-    """Half the mean squared difference of the standardised maps: mean of 1 - correlation, in [0, 2] (eq. 3)."""
+    """Half the mean squared difference of the standardised maps: mean of 1 - correlation, in [0, 2]."""
     return F.mse_loss(standardise(student), standardise(teacher)) / 2
 
 

@@ -1,4 +1,4 @@
-"""Self-distillation of YOLOv6 (arXiv 2209.02976, section 3.2; arXiv 2301.05586)."""
+"""Self-distillation of YOLOv6 (arXiv 2209.02976; arXiv 2301.05586)."""
 
 from __future__ import annotations
 
