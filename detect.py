@@ -44,6 +44,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--name", default="exp", help="name of this run's folder in it")
     add("--exist-ok", action="store_true", help="write into that folder even if it exists")
     add("--no-trace", action="store_true", help="accepted for upstream's sake; nothing is traced")
+    add("--update", action="store_true", help=argparse.SUPPRESS)
     return parser
 
 
@@ -51,10 +52,13 @@ def main() -> None:
     """Parses the flags and detects."""
     flags = vars(build_parser().parse_args())
     from engine.predict import OutputOptions, PredictOptions, run_predict
+    from utils.errors import UsageError
     from utils.logging import setup_logging
 
     setup_logging()
     del flags["no_trace"]
+    if flags.pop("update"):
+        raise UsageError("--update is not built in; `python -m engine.checkpoint convert IN OUT` strips a checkpoint")
     output = OutputOptions(save_images=not flags.pop("nosave"), **{name: flags.pop(name) for name in OUTPUT_FLAGS})
     for name in ("weights", "img_size", "classes"):
         flags[name] = None if flags[name] is None else tuple(flags[name])

@@ -21,7 +21,7 @@ import torch
 
 from engine.transfer import TransferReport, transfer_weights
 from engine.unpickle import Unpickled, unpickle
-from engine.upstream import class_names, find_models, pixel_anchors, plain, read_model
+from engine.upstream import class_names, find_models, pixel_anchors, plain, read_model, state_dict
 from utils.errors import UserError
 
 if TYPE_CHECKING:
@@ -165,6 +165,7 @@ def _upstream(path: Path, unpickled: Unpickled, where: str) -> Checkpoint:
     size = path.stat().st_size
     ema, live = find_models(content, where)
     chosen = read_model(ema or live, where, size)  # type: ignore[arg-type]
+    raw = state_dict(live, where, size) if live and ema else chosen.state_dict if live else None
     entries = content if isinstance(content, Mapping) else {}
     optimizer = entries.get("optimizer")
     epoch = entries.get("epoch")
@@ -182,7 +183,7 @@ def _upstream(path: Path, unpickled: Unpickled, where: str) -> Checkpoint:
         stride=chosen.stride,
         anchors=chosen.anchors,
         ema=chosen.state_dict if ema else None,
-        raw_state_dict=(read_model(live, where, size).state_dict if ema else chosen.state_dict) if live else None,
+        raw_state_dict=raw,
         hyp=chosen.hyp,
         epoch=epoch if isinstance(epoch, int) else -1,
         best_fitness=float(fitness) if isinstance(fitness, int | float) else None,

@@ -154,7 +154,7 @@ def _path(account: Account, *parts: Any) -> str:
 
 
 def _text(account: Account, *parts: Any) -> str:
-    """A torch.device or a range-like value that is kept as its description only."""
+    """A device, a version or a slice, of which the description is kept."""
     return ":".join(str(part)[:80] for part in parts)
 
 
@@ -229,6 +229,7 @@ CALLS: dict[str, Callable[..., Any]] = {
     "torch._tensor._rebuild_from_type_v2": _rebuild_from_type,
     "torch.Size": _size,
     "torch.device": _text,
+    "torch.torch_version.TorchVersion": _text,
     "collections.OrderedDict": _mapping,
     "collections.Counter": _mapping,
     "collections.defaultdict": _default_mapping,

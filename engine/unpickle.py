@@ -28,7 +28,7 @@ MAX_OPCODES = 4_000_000
 # Classes below these modules, and these single classes, become stand-ins. Official YOLOv5, YOLOv7, the mobile fork of
 # YOLOv5, and ultralytics under its present and its early (8.0) module names.
 STAND_IN_MODULES = re.compile(
-    r"(yolov5\.)?models(\.\w+)*|ultralytics\.(nn|yolo)(\.\w+)*|(yolov5\.)?utils\.activations|torch\.nn\.modules(\.\w+)*"
+    r"(yolov5\.)?models(\.\w+)*|ultralytics(\.\w+)*|(yolov5\.)?utils\.activations|torch\.nn\.modules(\.\w+)*"
 )
 STAND_IN_CLASSES = frozenset(
     {
@@ -36,7 +36,6 @@ STAND_IN_CLASSES = frozenset(
         "types.SimpleNamespace",
         "datetime.datetime",
         "torch.nn.parameter.Parameter",
-        "ultralytics.utils.IterableSimpleNamespace",
     }
 )
 RENAMED_MODULES = {"__builtin__": "builtins", "copy_reg": "copyreg"}

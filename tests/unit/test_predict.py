@@ -14,10 +14,15 @@ import pytest
 import torch
 from torch import nn
 
+import detect
 from data.sources import Frame
 from engine import predict
+from engine.checkpoint import save_checkpoint
+from engine.cli import run_command
 from engine.predict import PredictOptions, Predictor, PredictResult, run_predict, summarize
 from engine.predict_output import Display, OutputOptions, ResultWriter, label_lines
+from tests.golden import ROOT
+from tests.unit.test_checkpoint import payload, tiny
 from tests.unit.test_sources import write_image, write_video
 from utils.errors import UsageError, UserError
 from utils.logging import LOGGER
@@ -278,6 +283,36 @@ def test_wrong_options(tmp_path: Path, oracle: Oracle, options: dict[str, Any], 
     write_image(tmp_path / "a.png")
     with pytest.raises(UsageError, match=message):
         run(tmp_path, tmp_path / "a.png", **options)
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "message"),
+    [
+        ("--weights tests/golden.py", 1, "is not a PyTorch checkpoint"),
+        ("--source none", 1, "--source: 'none' does not exist"),
+        ("--source tests/unit", 1, "no images or videos in the folder"),
+        ("--conf-thres 2", 2, "--conf-thres must be from 0 to 1"),
+        ("--conf-thres x", 2, "invalid float value"),
+        ("--img-size 3", 2, "at least 32 pixels"),
+        ("--classes 7", 2, "the model has classes 0 to 1"),
+        ("--device 77", 1, "no GPU 77"),
+        ("--update", 2, "engine.checkpoint convert"),
+        ("--data none.yaml", 1, "--data 'none.yaml' does not exist"),
+    ],
+)
+def test_mistakes_on_the_command_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, words: str, code: int, message: str
+) -> None:
+    write_image(tmp_path / "a.png")
+    save_checkpoint(tmp_path / "w.pt", payload(tiny()))
+    given = f"--device cpu --project {tmp_path}/runs --weights {tmp_path}/w.pt --source {tmp_path}/a.png {words}"
+    monkeypatch.setattr("sys.argv", ["detect.py", *given.split()])
+    monkeypatch.chdir(ROOT)
+    with pytest.raises(SystemExit) as ending:
+        run_command(detect.main)
+    assert ending.value.code == code
+    assert message in capsys.readouterr().err.splitlines()[-1]
     assert not (tmp_path / "runs").exists()
 
 

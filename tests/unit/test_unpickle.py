@@ -194,6 +194,7 @@ def test_a_replaced_method_is_a_name_only(tmp_path: Path) -> None:
         "models.yolo.Model", "models.yolo.IAuxDetect", "models.common.C3", "models.experimental.MixConv2d",
         "ultralytics.nn.tasks.DetectionModel", "ultralytics.nn.modules.Conv", "ultralytics.nn.modules.block.C2f",
         "ultralytics.yolo.utils.IterableSimpleNamespace", "ultralytics.utils.IterableSimpleNamespace",
+        "ultralytics.utils.loss.v8DetectionLoss", "ultralytics.utils.tal.TaskAlignedAssigner",
         "torch.nn.modules.activation.SiLU", "utils.activations.Hardswish",
     ],
 )  # fmt: skip
