@@ -109,7 +109,8 @@ def build_layers(config: ModelConfig) -> nn.Sequential:
             layer = _build_block(blocks[name], row, inputs, names, config, where)
             x = _tried(layer, inputs, where)
             outputs.append(x)
-        layer.i, layer.f, layer.type = row.index, row.source, row.module.split(".")[-1]  # type: ignore[assignment]
+        source = row.sources if isinstance(layer, DetectionHead) else row.source
+        layer.i, layer.f, layer.type = row.index, source, row.module.split(".")[-1]  # type: ignore[assignment]
         layers.append(layer)
     model = nn.Sequential(*layers)
     _finish(model, config)

@@ -1,0 +1,209 @@
+"""Blocks: what they compute, and that every name in the table builds, trains and folds."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from models.blocks.bottleneck import C3, C2f
+from models.blocks.conv import Conv, DWConv, Focus, MixConv2d, same_padding
+from models.blocks.csp import CSP_BLOCKS
+from models.blocks.pooling import MP, SP, SPP, SPPF, PoolingPyramid
+from models.blocks.rep import RepConv
+from models.blocks.reshape import Chuncat, Concat, Contract, Expand, Foldcut, ReOrg, Shortcut, Sum
+from models.fuse import fold_batchnorm, fuse_modules
+from models.registry import FAMILY_BLOCKS, known_blocks
+from models.yolo import Model
+from tests.unit.architectures import ANCHORS
+
+FIRST_ARGUMENTS: dict[str, list[Any]] = {
+    "nn.Conv2d": [64, 3, 1, 1],
+    "nn.ConvTranspose2d": [64, 2, 2],
+    "nn.Upsample": [None, 2, "nearest"],
+    "nn.MaxPool2d": [2],
+    "nn.AvgPool2d": [2],
+    "nn.ZeroPad2d": [[0, 1, 0, 1]],
+    "Sum": [2],
+    "GhostBottleneck": [64, 3, 2],
+    "RepResXCSPA": [128],
+    "RepResXCSPC": [128],
+}
+TAKES_TWO = ("Concat", "Chuncat", "Shortcut", "Sum")
+
+
+def randomize(module: nn.Module) -> nn.Module:
+    """Statistics and scales that are not neutral."""
+    for one in module.modules():
+        if isinstance(one, nn.BatchNorm2d):
+            nn.init.uniform_(one.weight, 0.5, 1.5)
+            nn.init.normal_(one.bias, 0, 0.1)
+            one.running_mean.normal_(0, 0.1)
+            one.running_var.uniform_(0.5, 1.5)
+    return module
+
+
+CASES = [
+    (family, name)
+    for family in ("yolov5", *FAMILY_BLOCKS)
+    for name in known_blocks(family)
+    if family == "yolov5" or name in FAMILY_BLOCKS[family]
+]
+
+
+@pytest.mark.parametrize(("family", "name"), CASES, ids=lambda value: value)
+def test_every_block_of_the_table(family: str, name: str) -> None:
+    """In a model: builds, gives gradients to all of its parameters, and computes the same after folding."""
+    torch.manual_seed(0)
+    block = known_blocks(family)[name]
+    arguments = FIRST_ARGUMENTS.get(name, [64] if block.widths == 2 else [])
+    source: Any = [-1, 0] if name in TAKES_TWO else -1
+    repeats = 1 if name in TAKES_TWO or block.widths < 2 else 2
+    rows = [[-1, 1, "Conv", [64, 3, 2]], [-1, 1, "Conv", [64, 3, 1]], [source, repeats, name, arguments]]
+    head: list[Any] = [[2, 1, "Detect", ["nc"] if family == "yolov8" else ["nc", "anchors"]]]
+    if family == "mobile":
+        head = [[2, 1, "nn.Conv2d", ["na * (nc + 5)", 1]], [3, 1, "Detect", ["nc", "anchors"]]]
+    model = Model({"nc": 1, "anchors": ANCHORS[:1], "backbone": rows, "head": head, "family": family})
+    randomize(model)
+    image = torch.rand(2, 3, 32, 32)
+    sum(level.square().mean() for level in model(image)).backward()
+    assert all(p.grad is not None for p in model.model[2].parameters())
+    with torch.no_grad():
+        model.double().eval()
+        before, _ = model(image.double())
+        fuse_modules(model)
+        torch.testing.assert_close(model(image.double())[0], before, rtol=1e-8, atol=1e-8)
+
+
+def test_same_padding() -> None:
+    assert [same_padding(kernel) for kernel in (1, 3, 5, (1, 3))] == [0, 1, 2, (0, 1)]
+    assert same_padding(3, dilation=2) == 2
+
+
+def test_space_to_depth_order() -> None:
+    """A 2 x 2 image 1 2 / 3 4: (row 0, column 0), (1, 0), (0, 1), (1, 1) are 1 3 2 4."""
+    x = torch.tensor([[[[1.0, 2.0], [3.0, 4.0]]]])
+    assert ReOrg()(x).flatten().tolist() == [1, 3, 2, 4]
+    focus = Focus(1, 4)
+    focus.conv = nn.Identity()  # type: ignore[assignment]
+    assert torch.equal(focus(x), ReOrg()(x))
+
+
+def test_contract_and_expand() -> None:
+    """Contract puts cell rows, then cell columns, before the channels; Expand is its inverse."""
+    x = torch.arange(2 * 4 * 4.0).view(1, 2, 4, 4)
+    contracted = Contract(2)(x)
+    assert contracted.shape == (1, 8, 2, 2)
+    assert contracted[0, :, 0, 0].tolist() == [0, 16, 1, 17, 4, 20, 5, 21]
+    assert torch.equal(Expand(2)(contracted), x)
+
+
+def test_joining_and_splitting() -> None:
+    a, b = torch.tensor([1.0, 2.0]).view(1, 2, 1, 1), torch.tensor([3.0, 4.0]).view(1, 2, 1, 1)
+    assert Concat(1)([a, b]).flatten().tolist() == [1, 2, 3, 4]
+    assert Chuncat(1)([a, b]).flatten().tolist() == [1, 3, 2, 4]
+    assert Foldcut(1)(a).flatten().tolist() == [3]
+    assert Shortcut(1)([a, b]).flatten().tolist() == [4, 6]
+    assert Sum(2)([a, b]).flatten().tolist() == [4, 6]
+    weighted = Sum(2, True)  # 2 * sigmoid(-0.5) = 0.7551
+    torch.testing.assert_close(weighted([a, b]).flatten(), torch.tensor([1 + 3 * 0.755082, 2 + 4 * 0.755082]))
+
+
+def test_pooling_pyramid_equals_direct_pools() -> None:
+    x = torch.randn(2, 3, 11, 7)
+    pools = [F.max_pool2d(x, k, 1, k // 2) for k in (5, 9, 13)]
+    assert torch.equal(PoolingPyramid((5, 9, 13))(x), torch.cat([x, *pools], 1))
+    assert torch.equal(SP(5)(x), pools[0])
+    assert MP()(x).shape == (2, 3, 5, 3)
+
+
+def test_sppf_is_spp() -> None:
+    x = torch.randn(1, 8, 9, 9)
+    fast, plain = SPPF(8, 16, 5).eval(), SPP(8, 16, (5, 9, 13)).eval()
+    plain.load_state_dict(fast.state_dict())
+    assert torch.equal(fast(x), plain(x))
+
+
+@torch.no_grad()
+def test_c3_and_c2f_by_their_formula() -> None:
+    x = torch.randn(1, 8, 5, 5)
+    c3 = C3(8, 8, 2).eval()
+    assert torch.equal(c3(x), c3.cv3(torch.cat((c3.m(c3.cv1(x)), c3.cv2(x)), 1)))
+    c2f = C2f(8, 8, 2, True).eval()
+    kept, y = c2f.cv1(x)[:, :4], c2f.cv1(x)[:, 4:]
+    first = c2f.m[0](y)
+    torch.testing.assert_close(c2f(x), c2f.cv2(torch.cat((kept, y, first, c2f.m[1](first)), 1)))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("letter", "keys"), [("A", 3), ("B", 3), ("C", 4)])
+def test_csp_arrangements(letter: str, keys: int) -> None:
+    x = torch.randn(1, 8, 5, 5)
+    block = CSP_BLOCKS[f"BottleneckCSP{letter}"](8, 16, 1).eval()
+    assert sum(name.startswith("cv") for name, child in block.named_children() if child is not None) == keys
+    if letter == "A":
+        expected = block.cv3(torch.cat((block.m(block.cv1(x)), block.cv2(x)), 1))
+    elif letter == "B":
+        y = block.cv1(x)
+        expected = block.cv3(torch.cat((block.m(y), block.cv2(y)), 1))
+        assert y.shape[1] == 16
+        assert not block.m[0].add, "no shortcut by default"
+    else:
+        expected = block.cv4(torch.cat((block.cv3(block.m(block.cv1(x))), block.cv2(x)), 1))
+    assert torch.equal(block(x), expected)
+
+
+@torch.no_grad()
+def test_fold_batchnorm_by_hand() -> None:
+    """w = 3, no bias; mean 1, variance 4 - eps, gamma 10, beta 5: 10 * (3 x - 1) / 2 + 5 = 15 x + 0."""
+    conv, bn = nn.Conv2d(1, 1, 1, bias=False), nn.BatchNorm2d(1)
+    conv.weight.fill_(3)
+    bn.running_mean.fill_(1)
+    bn.running_var.fill_(4 - bn.eps)
+    bn.weight.fill_(10)
+    bn.bias.fill_(5)
+    folded = fold_batchnorm(conv, bn)
+    assert (folded.weight.item(), folded.bias.item()) == pytest.approx((15, 0), abs=1e-5)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    ("widths", "stride", "groups"), [((8, 8), 1, 1), ((8, 8), 1, 4), ((8, 12), 1, 2), ((8, 8), 2, 1)]
+)
+def test_repconv_folds_to_one_convolution(widths: tuple[int, int], stride: int, groups: int) -> None:
+    torch.manual_seed(0)
+    block = randomize(RepConv(*widths, 3, stride, None, groups)).double().eval()
+    assert (block.rbr_identity is not None) is (widths == (8, 8) and stride == 1)
+    x = torch.randn(2, 8, 7, 6, dtype=torch.float64)
+    expected = block(x)
+    block.fuse()
+    torch.testing.assert_close(block(x), expected, rtol=1e-10, atol=1e-10)
+    assert list(block.state_dict()) == ["rbr_reparam.weight", "rbr_reparam.bias"]
+    block.fuse()
+    torch.testing.assert_close(block(x), expected, rtol=1e-10, atol=1e-10)
+
+
+def test_folding_keeps_frozen_weights_frozen() -> None:
+    conv = Conv(3, 4, 3)
+    conv.conv.requires_grad_(False)
+    conv.fuse()
+    assert not conv.conv.weight.requires_grad
+
+
+def test_depthwise_groups_and_mixed_kernels() -> None:
+    assert DWConv(12, 18, 3).conv.groups == 6
+    mixed = MixConv2d(6, 10, (1, 3, 5))
+    assert [conv.out_channels for conv in mixed.m] == [4, 3, 3]
+    assert mixed(torch.zeros(2, 6, 8, 8)).shape == (2, 10, 8, 8)
+
+
+def test_wide_repeated_block_shares_nothing() -> None:
+    """An activation given in a row is one module for each convolution of a deep copy, and copies are independent."""
+    conv = Conv(3, 4, 3, activation=nn.LeakyReLU(0.1))
+    other = copy.deepcopy(conv)
+    assert other.act is not conv.act
+    assert not conv.default_act

@@ -1,0 +1,252 @@
+"""Reading architectures: what is understood, and what the errors say."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from torch import nn
+
+from models.arguments import resolve_argument
+from models.config import read_model_config
+from models.yolo import Model
+from tests.unit.architectures import ANCHORS, TINY, tiny_mobile, tiny_yolov5, tiny_yolov8
+from utils.errors import UserError
+
+
+def with_row(index: int, row: Any) -> dict[str, Any]:
+    """The tiny architecture with one of its rows replaced."""
+    cfg = tiny_yolov5()
+    rows = cfg["backbone"] + cfg["head"]
+    rows[index] = row
+    return {**cfg, "backbone": rows[:4], "head": rows[4:]}
+
+
+@pytest.mark.parametrize(
+    ("index", "row", "parts"),
+    [
+        (2, [-1, 1, "C33", [16]], ["layer 2 (C33)", "unknown block 'C33'", "did you mean"]),
+        (2, [3, 1, "C3", [16]], ["layer 2 (C3)", "from 3 points forward"]),
+        (2, [2, 1, "C3", [16]], ["layer 2 (C3)", "from 2 points forward"]),
+        (2, [-3, 1, "C3", [16]], ["layer 2 (C3)", "from -3 points before the first layer", "lowest here is -2"]),
+        (2, [1.5, 1, "C3", [16]], ["layer 2 (C3)", "from must be layer indices"]),
+        (2, [[], 1, "C3", [16]], ["layer 2 (C3)", "reads from no layer"]),
+        (2, [-1, 0, "C3", [16]], ["layer 2 (C3)", "number of repeats"]),
+        (2, [-1, 1, "C3"], ["layer 2", "[from, number, module, args]"]),
+        (2, [-1, 1, 7, [16]], ["layer 2", "must be a name", "7"]),
+        (2, [-1, 1, "C3", 16], ["layer 2 (C3)", "arguments must be a list"]),
+        (2, [-1, 1, "C3", []], ["layer 2 (C3)", "first argument must be the output width"]),
+        (2, [-1, 1, "C3", [16, True, 1, 0.5, 9]], ["layer 2 (C3)", "cannot be built", "repeats, shortcut"]),
+        (2, [-1, 1, "Conv", [16, 3, 1, None, 1, 1, True, 5]], ["layer 2 (Conv)", "8 arguments, at most 7"]),
+        (2, [-1, 1, "Conv", [16, "wide"]], ["layer 2 (Conv)", "unknown name 'wide'"]),
+        (2, [-1, 1, "Conv", [16, "__import__('os')"]], ["layer 2 (Conv)", "unknown activation '__import__'"]),
+        (2, [-1, 1, "Conv", [16, 3, 1, None, 3]], ["layer 2 (Conv)", "divisible by groups"]),
+        (2, [-1, 1, "Conv", [16, 3, 1, None, 1, "nn.Leaky(0.1)"]], ["layer 2 (Conv)", "did you mean 'nn.LeakyReLU'?"]),
+        (2, [-1, 1, "SPP", [16, [4, 8]]], ["layer 2 (SPP)", "pooling kernels must be odd and grow"]),
+        (
+            4,
+            [[-1, 2], 1, "Concat", [1]],
+            ["layer 4 (Concat)", "does not fit its inputs", "(24, 32, 32)", "(16, 64, 64)"],
+        ),
+        (2, [-1, 1, "Detect", ["nc", "anchors"]], ["layer 2 (Detect)", "must be the last layer"]),
+        (5, [-1, 1, "Conv", [16]], ["layer 5 (Conv)", "last layer must be a detection head", "IAuxDetect"]),
+        (5, [[2, 3, 4], 1, "Detect", ["nc", "anchors"]], ["layer 5 (Detect)", "anchors for 2 levels", "reads 3"]),
+        (5, [[2, 4], 1, "Detect", ["nc", "anchors", 1]], ["layer 5 (Detect)", "takes [nc, anchors]"]),
+    ],
+)
+def test_broken_row(tmp_path: Path, index: int, row: Any, parts: list[str]) -> None:
+    path = tmp_path / "broken.yaml"
+    path.write_text(yaml.safe_dump(with_row(index, row)))
+    with pytest.raises(UserError) as error:
+        Model(path)
+    message = str(error.value)
+    assert "\n" not in message
+    for part in ["broken.yaml", *parts]:
+        assert part in message
+
+
+@pytest.mark.parametrize(
+    ("changes", "part"),
+    [
+        ({"head": None}, "key 'head' is missing"),
+        ({"nc": None}, "key 'nc' is missing"),
+        ({"nc": 0}, "nc is 0"),
+        ({"nc": "many"}, "nc is 'many'"),
+        ({"width_multipel": 0.5}, "did you mean 'width_multiple'?"),
+        ({"width_multiple": -1}, "three positive numbers"),
+        ({"anchors": None}, "unknown name 'anchors'"),
+        ({"anchors": [[1, 2], [3, 4, 5, 6]]}, "of equal lengths"),
+        ({"anchors": [[1, 2, 3], [3, 4, 5]]}, "of equal lengths"),
+        ({"backbone": {}}, "'backbone' must be a list"),
+        ({"family": "yolov9"}, "unknown family 'yolov9'"),
+        ({"activation": "nn.Swishy()"}, "unknown activation 'nn.Swishy'"),
+        ({"activation": "nc"}, "unknown name 'nc'"),
+        ({"activation": "3"}, "is no activation"),
+    ],
+)
+def test_broken_key(changes: dict[str, Any], part: str) -> None:
+    with pytest.raises(UserError, match="architecture") as error:
+        Model(tiny_yolov5(**changes))
+    assert part in str(error.value)
+
+
+def test_missing_file(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"architecture '.*none\.yaml' does not exist"):
+        Model(tmp_path / "none.yaml")
+
+
+def test_arguments() -> None:
+    names = {"nc": 20, "na": 3, "anchors": ANCHORS}
+
+    def value(argument: Any) -> Any:
+        return resolve_argument(argument, names, "here")
+
+    assert value("na * (nc + 5)") == 75
+    assert value("None") is None
+    assert value("False") is False
+    assert value("nearest") == "nearest"
+    assert value("anchors") is ANCHORS
+    assert value(["nc", [3, "-2"]]) == [20, [3, -2]]
+    leaky = value("nn.LeakyReLU(0.1)")
+    assert isinstance(leaky, nn.LeakyReLU)
+    assert leaky.negative_slope == 0.1
+    assert isinstance(value("torch.nn.ReLU(inplace=True)"), nn.ReLU)
+
+
+@pytest.mark.parametrize(
+    "text", ["open('x')", "nc.__class__", "[x for x in nc]", "lambda: 1", "1 +", "nc ** 9", "'a' 'b"]
+)
+def test_arguments_are_not_code(text: str) -> None:
+    with pytest.raises(UserError, match="here"):
+        resolve_argument(text, {"nc": 3}, "here")
+
+
+@pytest.mark.parametrize("family", TINY)
+def test_family_is_recognised(family: str) -> None:
+    config = read_model_config(TINY[family]())
+    assert config.family == family
+    assert config.yaml["family"] == family
+
+
+def test_deployed_yolov7_is_not_taken_for_yolov5() -> None:
+    rows = [[-1, 1, "Conv", [8, 3, 2]], [-1, 1, "MP", []]]
+    cfg = {"nc": 3, "anchors": ANCHORS, "backbone": rows, "head": [[[0, 1], 1, "Detect", ["nc", "anchors"]]]}
+    assert read_model_config(cfg).family == "yolov7"
+    assert read_model_config({**cfg, "family": "yolov5"}).family == "yolov5", "a recorded family is taken as it is"
+
+
+def test_conv_arguments_of_each_generation() -> None:
+    """After the groups: an activation (YOLOv7, YOLOv5 to 6.2), or a dilation and an activation (YOLOv5 7.0, YOLOv8)."""
+    for arguments, dilation, activation in (
+        ([16, 3, 1, None, 2, "nn.LeakyReLU(0.1)"], (1, 1), nn.LeakyReLU),
+        ([16, 3, 1, None, 2, False], (1, 1), nn.Identity),
+        ([16, 3, 1, None, 2, 2], (2, 2), nn.SiLU),
+        ([16, 3, 1, None, 2, 2, "nn.ReLU()"], (2, 2), nn.ReLU),
+        ([16, 3, 1, 1, 2], (1, 1), nn.SiLU),
+    ):
+        conv = Model(with_row(2, [-1, 1, "Conv", arguments])).model[2]
+        assert conv.conv.groups == 2
+        assert conv.conv.dilation == dilation
+        assert isinstance(conv.act, activation)
+    mobile = tiny_mobile(backbone=[[-1, 1, "Conv", [24, 3, 2, 3]]])  # there: kernel, stride, groups, activation
+    assert Model(mobile).model[0].conv.groups == 3
+
+
+def test_activation_of_the_whole_model() -> None:
+    model = Model(
+        tiny_yolov5(
+            activation="nn.LeakyReLU(0.2)", head=with_row(4, [-1, 1, "Conv", [24, 1, 1, None, 1, "nn.ReLU()"]])["head"]
+        )
+    )
+    kinds = {type(m) for m in model.modules() if isinstance(m, nn.SiLU | nn.LeakyReLU | nn.ReLU)}
+    assert kinds == {nn.LeakyReLU, nn.ReLU}, "an activation in a row stays"
+    assert not any(isinstance(m, nn.SiLU) for m in Model(tiny_mobile()).modules())
+
+
+def test_multiples() -> None:
+    """16 * 0.4 = 6.4 becomes 8, 24 * 0.4 = 9.6 becomes 16; 6 repeats * 0.33 = 1.98 become 2; 1 stays 1."""
+    backbone = [
+        [-1, 1, "Conv", [8, 3, 2]],
+        [-1, 1, "Conv", [16, 3, 2]],
+        [-1, 6, "C3", [16]],
+        [-1, 1, "Conv", [24, 3, 2]],
+    ]
+    model = Model(tiny_yolov5(backbone=backbone, depth_multiple=0.33, width_multiple=0.4, nc=4))
+    assert model.model[1].conv.out_channels == 8
+    assert model.model[3].conv.out_channels == 16
+    assert len(model.model[2].m) == 2
+    assert len(Model(tiny_yolov5(depth_multiple=0.1)).model[2].m) == 1
+
+
+def test_width_of_the_predictions_is_not_scaled() -> None:
+    """With 3 classes and 2 anchors 2 * (3 + 5) = 16 stays 16, as in upstream's checkpoints; 24 * 0.4 becomes 16."""
+    model = Model(tiny_yolov5(width_multiple=0.4))
+    assert [model.model[index].conv.out_channels for index in (0, 1, 3)] == [8, 16, 16]
+    assert Model(tiny_yolov8(nc=16, width_multiple=0.4)).model[1].conv.out_channels == 16
+    assert Model(tiny_yolov8(nc=15, width_multiple=0.4)).model[1].conv.out_channels == 8
+
+
+def test_repeated_plain_block_continues_at_its_own_width() -> None:
+    model = Model(with_row(2, [-1, 3, "Conv", [16, 3]]))
+    assert [conv.conv.in_channels for conv in model.model[2]] == [16, 16, 16]
+    model = Model(with_row(1, [-1, 2, "Conv", [16, 3, 1]]))
+    assert [conv.conv.in_channels for conv in model.model[1]] == [8, 16]
+
+
+def test_scales(tmp_path: Path) -> None:
+    scales = {"n": [1.0, 1.0, 16], "s": [1.0, 2.0, 16]}
+    cfg = tiny_yolov8(scales=scales)
+    path = tmp_path / "yolov8s.yaml"
+    path.write_text(yaml.safe_dump(cfg))
+    model = Model(path)
+    assert model.yaml["scale"] == "s"
+    assert model.model[3].conv.out_channels == 32, "24, at most 16, times 2"
+    assert Model(model.yaml).model[3].conv.out_channels == 32
+    assert Model(cfg).yaml["scale"] == "n", "without a name the first scale counts"
+    with pytest.raises(UserError, match="unknown scale 'q'"):
+        Model({**cfg, "scale": "q"})
+
+
+def test_overrides() -> None:
+    model = Model(tiny_yolov5(), ch=1, nc=7, anchors=[[1, 2], [30, 40]])
+    assert (model.nc, model.names) == (7, ["0", "1", "2", "3", "4", "5", "6"])
+    assert model.head.anchors_px.tolist() == [[[1, 2]], [[30, 40]]]
+    assert model(torch.zeros(1, 1, 32, 32))[0].shape == (1, 1, 8, 8, 12)
+    again = Model(model.yaml)
+    assert (again.nc, again.yaml["ch"], again.head.anchors_px.tolist()) == (7, 1, model.head.anchors_px.tolist())
+    counted = Model(tiny_yolov5(), anchors=4)
+    assert counted.head.na == 4
+    assert counted.yaml["anchors"] == 4
+
+
+def test_anchors_in_the_order_of_the_strides() -> None:
+    """The small anchors belong to the small stride, whatever order the yaml lists them in."""
+    model = Model(tiny_yolov5(anchors=ANCHORS[::-1]))
+    assert model.head.anchors_px.flatten(1).tolist() == ANCHORS
+
+
+def test_input_is_not_changed() -> None:
+    cfg = tiny_yolov5()
+    Model(cfg, nc=9)
+    assert cfg == tiny_yolov5()
+
+
+def test_every_shipped_architecture_is_understood() -> None:
+    root = Path(__file__).resolve().parents[2] / "cfg"
+    paths = sorted(root.rglob("*.yaml"))
+    assert len(paths) >= 24
+    for path in paths:
+        config = read_model_config(path)
+        assert config.family == path.parent.name
+        assert path.read_text().startswith("#"), f"{path.name} has no comment on top"
+
+
+def test_pico_widths() -> None:
+    """Every map of the smallest student, and every half inside its blocks, is a multiple of 8 wide."""
+    model = Model(Path(__file__).resolve().parents[2] / "cfg" / "yolov5" / "yolov5p.yaml")
+    convolutions = [m for m in model.modules() if isinstance(m, nn.Conv2d) and m.bias is None]
+    assert {conv.out_channels % 8 for conv in convolutions} == {0}
+    assert sum(p.numel() for p in model.parameters()) == 269917
