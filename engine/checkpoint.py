@@ -10,6 +10,7 @@ besides. Reading a file never executes code from it.
 
 from __future__ import annotations
 
+import math
 import os
 from collections import OrderedDict
 from collections.abc import Mapping
@@ -17,11 +18,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 
 from engine.transfer import TransferReport, transfer_weights
 from engine.unpickle import Unpickled, unpickle
-from engine.upstream import class_names, find_models, pixel_anchors, plain, read_model, state_dict
+from engine.upstream import MAX_DEPTH, class_names, find_models, pixel_anchors, plain_entry, read_model, state_dict
 from utils.errors import UserError
 
 if TYPE_CHECKING:
@@ -107,7 +109,8 @@ def load_checkpoint(path: str | Path, allow_nan: bool = False) -> Checkpoint:
     path = Path(path)
     where = f"checkpoint {str(path)!r}"
     content = unpickled.content
-    if isinstance(content, Mapping) and content.get("format") == FORMAT:
+    mark = content.get("format") if isinstance(content, Mapping) else None
+    if isinstance(mark, str) and mark == FORMAT:
         checkpoint = _own(path, unpickled, where)
     else:
         checkpoint = _upstream(path, unpickled, where)
@@ -136,23 +139,23 @@ def _own(path: Path, unpickled: Unpickled, where: str) -> Checkpoint:
         or not isinstance(training, dict)
     ):
         raise UserError(f"{where} is damaged: its entries are not those of a checkpoint of ours; use another copy")
+    yaml, hyp = plain_entry(model["yaml"], where), plain_entry(content.get("hyp") or {}, where)
     known = ("format", "format_version", "model", "hyp", "epoch", "best_fitness", "training")
     nc, stride = model["nc"], [float(s) for s in model.get("stride") or ()]
     anchors = (pixel_anchors(t, stride) for key, t in model["state_dict"].items() if key.endswith(".anchors"))
     return Checkpoint(
         path=path,
         kind="own",
-        family=str(model.get("family") or model["yaml"].get("family") or ""),
-        yaml=dict(model["yaml"]),
+        family=str(model.get("family") or yaml.get("family") or ""),
+        yaml=yaml,
         state_dict=_float32(model["state_dict"]),
         names=class_names(model.get("names"), nc),
         nc=nc,
         stride=stride,
         anchors=next(anchors, None),
         raw_state_dict=training.get("state_dict"),
-        hyp=dict(content.get("hyp") or {}),
-        epoch=int(content.get("epoch", -1)),
-        best_fitness=content.get("best_fitness"),
+        hyp=hyp,
+        **_progress(content),
         optimizer=training.get("optimizer"),
         training=dict(training),
         extra={key: value for key, value in content.items() if key not in known},
@@ -168,10 +171,6 @@ def _upstream(path: Path, unpickled: Unpickled, where: str) -> Checkpoint:
     raw = state_dict(live, where, size) if live and ema else chosen.state_dict if live else None
     entries = content if isinstance(content, Mapping) else {}
     optimizer = entries.get("optimizer")
-    epoch = entries.get("epoch")
-    fitness = plain(entries.get("best_fitness"))
-    while isinstance(fitness, list) and fitness:
-        fitness = fitness[0]
     return Checkpoint(
         path=path,
         kind="upstream",
@@ -185,12 +184,22 @@ def _upstream(path: Path, unpickled: Unpickled, where: str) -> Checkpoint:
         ema=chosen.state_dict if ema else None,
         raw_state_dict=raw,
         hyp=chosen.hyp,
-        epoch=epoch if isinstance(epoch, int) else -1,
-        best_fitness=float(fitness) if isinstance(fitness, int | float) else None,
+        **_progress(entries),
         optimizer=optimizer if isinstance(optimizer, dict) else None,
         classes=unpickled.classes,
         head=chosen.head,
     )
+
+
+def _progress(entries: Mapping[str, Any]) -> dict[str, Any]:
+    """Epoch and best fitness of a file; upstream keeps the latter as a number or as an array of one."""
+    epoch, fitness = entries.get("epoch"), entries.get("best_fitness")
+    if isinstance(fitness, np.ndarray | torch.Tensor) and math.prod(fitness.shape) == 1:
+        fitness = fitness.item()
+    return {
+        "epoch": epoch if isinstance(epoch, int) else -1,
+        "best_fitness": float(fitness) if isinstance(fitness, int | float) else None,
+    }
 
 
 def _is_state_dict(value: Any) -> bool:
@@ -240,8 +249,8 @@ def _storable(value: Any, key: str, parents: tuple[int, ...]) -> Any:
     if isinstance(value, torch.Tensor):
         tensor = value.detach().cpu()
         return tensor.clone() if tensor.untyped_storage().nbytes() > tensor.numel() * tensor.element_size() else tensor
-    if id(value) in parents:
-        raise UserError(f"checkpoint entry {key!r} contains itself; store plain values only")
+    if id(value) in parents or len(parents) > MAX_DEPTH:
+        raise UserError(f"checkpoint entry {key[:80]!r} contains itself, or is nested too deeply; store plain values")
     parents = (*parents, id(value))
     if type(value) in (dict, OrderedDict):
         for name in value:

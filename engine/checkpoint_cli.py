@@ -64,8 +64,8 @@ def describe(checkpoint: Checkpoint) -> Iterator[str]:
         "best fitness": checkpoint.best_fitness,
         "weights": _weights(checkpoint),
         "NaN": f"{len(broken)} tensors hold NaN, first {broken[0]}" if broken else None,
-        "training": ", ".join(sorted(checkpoint.training)) or None,
-        "also in it": ", ".join(sorted({**checkpoint.extra, **checkpoint.model_extra})) or None,
+        "training": ", ".join(sorted(map(str, checkpoint.training))) or None,
+        "also in it": ", ".join(sorted(map(str, [*checkpoint.extra, *checkpoint.model_extra]))) or None,
         "hyp": ", ".join(
             f"{key}={value}" for key, value in checkpoint.hyp.items() if not isinstance(value, dict | list)
         ),

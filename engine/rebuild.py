@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 MAX_DIMENSIONS = 16
+MAX_SIZE = 1 << 48
 # A view may repeat its storage (stride 0), as the anchor grids that YOLOv5 leaves in its checkpoints do.
 MAX_REPEATED_ELEMENTS = 1 << 22
 
@@ -69,9 +70,8 @@ def rebuild_tensor(account: Account, storage: Any, offset: Any, size: Any, strid
     """A view of a storage, whose every element lies inside it."""
     if not isinstance(storage, torch.Tensor) or not isinstance(size, tuple) or not isinstance(stride, tuple):
         raise BuildError("a tensor is described wrongly")
-    numbers = (offset, *size, *stride)
-    if len(size) != len(stride) or len(size) > MAX_DIMENSIONS or any(type(n) is not int or n < 0 for n in numbers):
-        raise BuildError(f"a tensor has size {size}, stride {stride}"[:120])
+    if len(size) != len(stride) or len(size) > MAX_DIMENSIONS or not _are_sizes((offset, *size, *stride)):
+        raise BuildError("a tensor has an impossible size, stride or offset")
     count = math.prod(size)
     last = offset + sum((n - 1) * step for n, step in zip(size, stride))
     if count and last >= storage.numel():
@@ -81,6 +81,11 @@ def rebuild_tensor(account: Account, storage: Any, offset: Any, size: Any, strid
     if not count:
         return torch.empty(size, dtype=storage.dtype)
     return torch.as_strided(storage, size, stride, offset)
+
+
+def _are_sizes(values: Iterable[Any]) -> bool:
+    """Whether all values are integers that a size in memory could be."""
+    return all(type(value) is int and 0 <= value <= MAX_SIZE for value in values)
 
 
 def _rebuild_parameter(account: Account, tensor: Any, *_: Any) -> torch.Tensor:
@@ -155,6 +160,8 @@ def _path(account: Account, *parts: Any) -> str:
 
 def _text(account: Account, *parts: Any) -> str:
     """A device, a version or a slice, of which the description is kept."""
+    if not all(isinstance(part, str | int | None) for part in parts):
+        raise BuildError("a device or version is not text")
     return ":".join(str(part)[:80] for part in parts)
 
 
@@ -184,8 +191,8 @@ def _reconstructor(account: Account, cls: Any, base: Any, state: Any) -> StandIn
 
 
 def _numpy_dtype(account: Account, code: Any, *_: Any) -> PickledDtype:
-    if not isinstance(code, str) or not re.fullmatch(r"[<|=]?(b1|[iu][1248]|f[248]|c8|c16|[US]\d{1,4})", code):
-        raise BuildError(f"a numpy array of type {str(code)[:20]!r}")
+    if not isinstance(code, str) or not re.fullmatch(r"[<|=]?(b1|[iu][1248]|f[248]|c8|c16|[US][1-9]\d{0,3})", code):
+        raise BuildError("a numpy array holds something other than numbers and text")
     return PickledDtype(np.dtype(code))
 
 
@@ -214,8 +221,9 @@ def set_numpy_state(account: Account, target: np.ndarray | PickledDtype, state: 
     _, shape, dtype, fortran, raw = state
     if not isinstance(dtype, PickledDtype) or not isinstance(raw, bytes) or not isinstance(shape, tuple):
         raise BuildError("a numpy array is described wrongly")
-    if len(shape) > MAX_DIMENSIONS or any(type(n) is not int or n < 0 for n in shape):
-        raise BuildError(f"a numpy array of shape {shape}"[:120])
+    # A side longer than the data would be one of an array without elements, such as (1 << 40, 0).
+    if len(shape) > MAX_DIMENSIONS or not _are_sizes(shape) or max(shape, default=0) > max(len(raw), 1):
+        raise BuildError("a numpy array has an impossible shape")
     if math.prod(shape) * dtype.dtype.itemsize != len(raw):
         raise BuildError(f"a numpy array of shape {shape} holds {len(raw)} bytes"[:120])
     account.spend(len(raw))

@@ -21,10 +21,11 @@ import numpy as np
 import torch
 
 from engine.archive import Archive, LegacyArchive, damaged, open_archive
-from engine.rebuild import CALLS, CONSTANTS, BuildError, Global, PickledDtype, StandIn, set_numpy_state
+from engine.rebuild import CALLS, CONSTANTS, MAX_SIZE, BuildError, Global, PickledDtype, StandIn, set_numpy_state
 from utils.errors import UserError
 
 MAX_OPCODES = 4_000_000
+MAX_NAME = 200
 # Classes below these modules, and these single classes, become stand-ins. Official YOLOv5, YOLOv7, the mobile fork of
 # YOLOv5, and ultralytics under its present and its early (8.0) module names.
 STAND_IN_MODULES = re.compile(
@@ -165,6 +166,7 @@ class PickleMachine:
             self._stack.append(CONSTANTS[path])
             return
         known = path in STAND_IN_CLASSES or (STAND_IN_MODULES.fullmatch(module) is not None and name.isidentifier())
+        known = known and len(path) <= MAX_NAME
         if known:
             self._classes.add(path)
         elif path not in CALLS:
@@ -242,7 +244,8 @@ class PickleMachine:
         _, kind, key, _, numel = identity[:5]
         if len(identity) == 6 and identity[5] is not None:
             raise BuildError("it holds a view of a storage, a form that PyTorch gave up long ago")
-        if not isinstance(kind, torch.dtype) or not isinstance(key, str) or type(numel) is not int or numel < 0:
+        plain = isinstance(kind, torch.dtype) and isinstance(key, str) and type(numel) is int
+        if not plain or not 0 <= numel <= MAX_SIZE:
             raise BuildError("a tensor storage is described wrongly")
         self._stack.append(self.tensor_storage(key, kind, numel))
 

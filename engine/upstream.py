@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,7 +15,7 @@ from models.config import KNOWN_KEYS
 from utils.errors import UserError
 
 MAX_DEPTH = 40  # modules inside modules, or lists inside lists; real ones reach about 10
-MAX_VALUES = 1_000_000
+MAX_VALUES = 100_000
 MAX_MODULES = 100_000
 MAX_NAME = 100
 DETECTION_MODELS = ("Model", "DetectionModel")
@@ -82,7 +83,7 @@ def find_models(content: Any, where: str) -> tuple[StandIn | None, StandIn | Non
         raise UserError(
             f"{where} holds weights without an architecture (a plain state_dict); give the training's .pt file"
         )
-    keys = ", ".join(str(key)[:30] for key in list(content)[:8]) or "nothing"
+    keys = ", ".join(_printable(str(key))[:30] for key in list(content)[:8]) or "nothing"
     raise UserError(
         f"{where} holds no YOLO model (found: {keys}); give a .pt file of a YOLOv5, YOLOv7 or YOLOv8 training"
     )
@@ -129,13 +130,21 @@ def read_model(model: StandIn, where: str, file_size: int) -> UpstreamModel:
 def class_names(names: Any, nc: int) -> list[str]:
     """Class names as a list, from upstream's list or {index: name}; a class without a name gets `class<index>`."""
     given = names if isinstance(names, Mapping) else dict(enumerate(names if isinstance(names, list | tuple) else ()))
-    return [str(given.get(i, f"class{i}")) for i in range(nc)]
+    found = (given.get(i) for i in range(nc))
+    return [
+        _printable(str(name)) if isinstance(name, str | int | float) else f"class{i}" for i, name in enumerate(found)
+    ]
+
+
+def _printable(text: str) -> str:
+    """Text from a file as it may be shown on a terminal."""
+    return "".join(c if c.isprintable() else "?" for c in text[:MAX_NAME])
 
 
 def state_dict(model: StandIn, where: str, file_size: int) -> dict[str, torch.Tensor]:
     """The parameters and persistent buffers of a stand-in tree, in float32, by upstream's keys and order."""
     tensors: dict[str, torch.Tensor] = {}
-    elements_left = 4 * file_size  # weights may be shared, but not without end
+    elements_left = file_size  # weights may be shared, but not without end; they have two bytes or more
     for prefix, module in _walk(model, where):
         kept_out = module.attributes.get("_non_persistent_buffers_set") or ()
         for table in ("_parameters", "_buffers"):
@@ -144,7 +153,7 @@ def state_dict(model: StandIn, where: str, file_size: int) -> dict[str, torch.Te
                 if tensor is None or name in kept_out or name in PROFILER_BUFFERS:
                     continue
                 if not isinstance(tensor, torch.Tensor):
-                    raise UserError(f"{where}: {prefix}{name} is not a tensor; fetch the file again")
+                    raise UserError(f"{where}: {prefix}{name[:MAX_NAME]} is not a tensor; fetch the file again")
                 elements_left -= tensor.numel()
                 if elements_left < 0:
                     raise UserError(
@@ -163,6 +172,14 @@ def plain(value: Any) -> Any:
     return _plain(value, MAX_DEPTH, [MAX_VALUES])
 
 
+def plain_entry(mapping: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """`plain` of a mapping in a file, with a UserError for one that has no end."""
+    try:
+        return plain(dict(mapping))
+    except ValueError as error:
+        raise UserError(f"{where}: its values are {error}; it is damaged or malicious") from error
+
+
 def _plain(value: Any, depth: int, left: list[int]) -> Any:
     left[0] -= 1
     if depth < 0 or left[0] < 0:
@@ -179,8 +196,8 @@ def _plain(value: Any, depth: int, left: list[int]) -> Any:
     if isinstance(value, np.ndarray | torch.Tensor):
         left[0] -= value.size if isinstance(value, np.ndarray) else value.numel()
         if left[0] < 0:
-            raise ValueError("too many values")
-        return value.tolist()
+            raise ValueError("too many")
+        return value.tolist() if math.prod(value.shape) else []  # else a list for each of (1 << 40, 0) rows
     if isinstance(value, StandIn) and value.short_name in ("IterableSimpleNamespace", "SimpleNamespace", "Namespace"):
         return _plain(value.attributes, depth - 1, left)
     return repr(value)[:200]
@@ -227,11 +244,7 @@ def _yaml(model: StandIn, where: str) -> dict[str, Any]:
     found = model.attributes.get("yaml", model.attributes.get("md"))
     if not isinstance(found, Mapping) or not found.get("backbone"):
         raise UserError(f"{where}: the model has no architecture (no yaml in it); it cannot be built from this file")
-    kept = {key: value for key, value in found.items() if key in KNOWN_KEYS}
-    try:
-        return plain(kept)
-    except ValueError as error:
-        raise UserError(f"{where}: its architecture is {error}; it is damaged or malicious") from error
+    return plain_entry({key: value for key, value in found.items() if key in KNOWN_KEYS}, where)
 
 
 def _hyp(model: StandIn) -> dict[str, Any]:
@@ -249,7 +262,7 @@ def _hyp(model: StandIn) -> dict[str, Any]:
 
 def _class_count(value: Any, where: str) -> int:
     if type(value) is not int or not 0 < value < 100_000:
-        raise UserError(f"{where}: the number of classes is {str(value)[:20]}; it is damaged")
+        raise UserError(f"{where} does not say how many classes it has; it is damaged")
     return value
 
 

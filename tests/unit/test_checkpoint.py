@@ -371,6 +371,30 @@ def test_missing_names_are_numbered(tmp_path: Path, upstream: Upstream) -> None:
     assert load_checkpoint(tmp_path / "u.pt").names == ["cat", "class1"]
 
 
+def test_names_and_counts_that_are_none(tmp_path: Path, upstream: Upstream) -> None:
+    """Values of the wrong kind that would grow without end when printed."""
+    doubling: Any = ()
+    for _ in range(60):
+        doubling = (doubling, doubling)
+    model = detector(upstream, "models.yolo.Model", "models.yolo.Detect")
+    model.names = [doubling, "\x1b[31mdog\n"]  # type: ignore[assignment]
+    model.stride = [doubling]  # type: ignore[assignment]
+    model.hyp = {"lr0": doubling}  # type: ignore[assignment]
+    torch.save({"model": model, "epoch": doubling, "best_fitness": doubling, "format": np.zeros(2)}, tmp_path / "u.pt")
+    checkpoint = load_checkpoint(tmp_path / "u.pt")
+    assert checkpoint.names == ["class0", "?[31mdog?"]
+    assert (checkpoint.stride, checkpoint.hyp, checkpoint.epoch, checkpoint.best_fitness) == ([], {}, -1, None)
+    model.model[-1].nc = doubling  # type: ignore[index,union-attr]
+    torch.save({"model": model}, tmp_path / "u.pt")
+    with pytest.raises(UserError, match="does not say how many classes"):
+        load_checkpoint(tmp_path / "u.pt")
+    save_checkpoint(tmp_path / "own.pt", payload(tiny()))
+    content = torch.load(tmp_path / "own.pt", weights_only=True)
+    torch.save({**content, "hyp": {"lr0": doubling}}, tmp_path / "own.pt")
+    with pytest.raises(UserError, match="nested without end"):
+        load_checkpoint(tmp_path / "own.pt")
+
+
 def test_modules_inside_themselves_and_shared_without_end(tmp_path: Path, upstream: Upstream) -> None:
     model = detector(upstream, "models.yolo.Model", "models.yolo.Detect")
     model.model[0]._modules["again"] = model.model[0]  # type: ignore[index,union-attr,assignment]

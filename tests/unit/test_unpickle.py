@@ -281,6 +281,11 @@ def test_harmless_reading_of_the_same_names_as_text(tmp_path: Path) -> None:
 # -- bombs -------------------------------------------------------------------------------------------------------------
 
 
+def doubling(times: int = 60) -> bytes:
+    """A tuple of two tuples of two tuples ...: small, until something prints or copies it."""
+    return b")" + b"2\x86" * times
+
+
 def bombs() -> dict[str, bytes]:
     big = u("x" * 1_000_000)
     return {
@@ -291,6 +296,16 @@ def bombs() -> dict[str, bytes]:
         "negative offset": tensor((4,), (1,), offset=-4),
         "endless repetition": tensor((1 << 40,), (0,)),
         "product overflow": tensor((1 << 32, 1 << 32), (0, 0)),
+        "sizes of a million digits": tensor((1,), (1,))[:-1] + b"0" + g("torch._utils", "_rebuild_tensor_v2") + b"("
+        + storage() + b"K\x00(\x8b" + struct.pack("<l", 400_000) + b"\x01" * 400_000 + b"q\x05" + b"h\x05" * 14
+        + b"t(" + b"K\x01" * 15 + b"t\x89NtR",
+        "a size that doubles": doubling() + b"q\x000" + g("torch._utils", "_rebuild_tensor_v2") + b"(" + storage()
+        + b"K\x00h\x00\x85K\x01\x85\x89NtR",
+        "a device that doubles": doubling() + b"q\x000" + g("torch", "device") + b"h\x00\x85R",
+        "a dtype that doubles": doubling() + b"q\x000" + g("numpy", "dtype") + b"h\x00\x89\x88\x87R",
+        "a numpy array of empty rows": g("numpy.core.multiarray", "_reconstruct") + g("numpy", "ndarray") + b"K\x00\x85"
+        + u("b") + b"\x87R(K\x01" + integer(1 << 40) + b"K\x00\x86" + g("numpy", "dtype") + u("f8")
+        + b"\x89\x88\x87R\x89" + g("_codecs", "encode") + u("") + u("latin1") + b"\x86Rtb",
         "many dimensions": tensor((1,) * 200, (1,) * 200),
         "storage larger than the file": tensor((4,), (1,), numel=1 << 40),
         "negative storage": tensor((1,), (1,), numel=-4),
