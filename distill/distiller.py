@@ -90,7 +90,7 @@ class Distiller(nn.Module):
         built: dict[str, DistillationLoss] = {}
         with torch.random.fork_rng(devices=[]):
             for name in self.weights:
-                torch.manual_seed(_ADAPTER_SEED)
+                torch.default_generator.manual_seed(_ADAPTER_SEED)  # torch.manual_seed would reseed CUDA devices too
                 built[name] = LOSSES[name](setup, **parsed[name][1])
         self.losses = nn.ModuleDict(built)
         self.to(next(student.parameters()).device)
@@ -171,8 +171,9 @@ class Distiller(nn.Module):
             loss.start_epoch(epoch)
 
     def check_finite(self, items: Mapping[str, Tensor]) -> None:
-        """Stops a training whose distillation is not finite; to be called where items are read anyway (it waits for
-        them).
+        """Stops a training whose distillation is not finite.
+
+        It waits for the device: call it where items are read anyway.
 
         Raises:
             DistillError: names the first term that is infinite or not a number.

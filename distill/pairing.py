@@ -77,8 +77,12 @@ def pair_layers(
     image_hw: tuple[int, int],
     resized: bool = False,
 ) -> tuple[Tap, Tap, tuple[Level, ...]]:
-    """Resolves "auto", taps both networks, runs each once, and checks that every pair has one stride (unless
-    `resized`).
+    """Resolves "auto", taps both networks, runs each once, and checks the pairs.
+
+    Args:
+        student, teacher, student_layers, teacher_layers, taps: as for the distiller.
+        image_hw: size of the network input in pixels.
+        resized: allow pairs of unequal strides.
 
     Returns:
         The student's tap, the teacher's tap, and the pairs.

@@ -40,9 +40,8 @@ def localization_regions(
 
     Every location has a square anchor of `anchor_scale` strides. For each box, the IoUs of the `nearest` anchors of
     each level have mean plus standard deviation theta. The main region (weight 1) are those of them with IoU >= theta
-    whose centre
-    lies in the box: the positives of ATSS (arXiv 1912.02424). The valuable one, around it, are all anchors with
-    low * theta <= DIoU < theta, weighted by IoU; the main region is left out of it.
+    whose centre lies in the box: the positives of ATSS (arXiv 1912.02424). The valuable one, around it, are all
+    anchors with low * theta <= DIoU < theta, weighted by IoU; the main region is left out of it.
 
     Args:
         boxes_xyxy: (T, 4) in pixels; T may be 0.

@@ -54,6 +54,7 @@ class HookTap:
 
     Hooks go on the unwrapped network, so names never start with `module.`. Features of a training pass are kept until
     `collect` takes them; passes in evaluation mode are not kept. Call `close()` to remove the hooks.
+    An output that a later in-place operation overwrites cannot be tapped: hook the module after it.
 
     Attributes: as in `ExtraFeaturesTap`.
     """

@@ -13,9 +13,8 @@ class FrozenTeacher:
     """Holds a teacher so that nothing can train it.
 
     It is no module and so appears in no module tree: `train()`, `to()`, `parameters()` and `state_dict()` of whoever
-    holds
-    it never reach the network. Should its mode have been changed through another parent, it is put back before each
-    use, so BatchNorm never computes batch statistics and no buffer ever changes.
+    holds it never reach the network. Should its mode have been changed through another parent, it is put back before
+    each use, so BatchNorm never computes batch statistics and no buffer ever changes.
 
     Args:
         model: the teacher. It is put in evaluation mode, its parameters stop requiring gradients and their `.grad` is

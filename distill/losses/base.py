@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -18,9 +19,9 @@ from ..heads import check_same_output
 class DistillationLoss(nn.Module):
     """A loss between what a student and a teacher computed on the same images.
 
-    `forward` gives one scalar tensor for each of `names`: the paper's value, without the weight of the mixture. Inputs
-    of any
-    precision are compared in float32 (float64 stays) outside autocast; the teacher's never receive gradients.
+    `forward` gives one scalar tensor for each of `names`: the paper's value, without the weight of the mixture.
+    Inputs of any precision are compared in float32 (float64 stays) outside autocast; the teacher's never receive
+    gradients.
     """
 
     needs: ClassVar[str]
@@ -123,19 +124,28 @@ def full(x: Tensor) -> Tensor:
 
 
 def keywords(kind: type[DistillationLoss], settings: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """A loss's constructor keywords, from the settings of a yaml file; a reserved word (lambda) is spelt lambda_ in
-    Python.
+    """A loss's constructor keywords, from the settings of a yaml file.
+
+    A reserved word of Python (lambda) is spelt with an underscore in the constructor (lambda_).
 
     Raises:
-        DistillError: a setting is unknown (the nearest known one is named), or is no number where one belongs.
+        DistillError: a setting is unknown (the nearest known one is named), or its value is of another kind than the
+            default, negative, or a temperature of 0.
     """
     parameters = inspect.signature(kind.__init__).parameters.values()
     known = {p.name.rstrip("_"): p for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY}
     for name, value in check_keys(settings, known, where).items():
-        if _is_number(known[name].default) and not _is_number(value):
-            raise DistillError(f"{where}: {name} is {value!r}; expected a number (in yaml 1.0e-3, not 1e-3)")
+        _check_value(name, value, known[name].default, where)
     return {known[name].name: value for name, value in settings.items()}
 
 
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+def _check_value(name: str, value: object, default: object, where: str) -> None:
+    if isinstance(default, bool):
+        if not isinstance(value, bool):
+            raise DistillError(f"{where}: {name} is {value!r}; expected true or false")
+    elif isinstance(default, int | float):
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise DistillError(f"{where}: {name} is {value!r}; expected a number (in yaml 1.0e-3, not 1e-3)")
+        if not 0 <= value < math.inf or (value == 0 and name == "temperature"):
+            least = "more than" if name == "temperature" else "at least"
+            raise DistillError(f"{where}: {name} is {value!r}; expected a number of {least} 0")

@@ -18,8 +18,9 @@ MEASURES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"iou": iou, "giou": g
 
 
 class Box(PredictionLoss):
-    """1 - IoU between the student's and the teacher's box at every location, weighted by the teacher's foreground
-    score.
+    """1 - IoU between the student's and the teacher's box at every location.
+
+    Locations are weighted by the teacher's foreground score.
 
     Args:
         setup: the two heads; they need equal classes and strides. Anchors may differ.

@@ -9,8 +9,7 @@ from torch.nn import functional as F
 def softened_kl(student: Tensor, teacher: Tensor, temperature: float, dim: int = -1) -> Tensor:
     """Summands of T^2 * KL(softmax(teacher / T) || softmax(student / T)); sum over `dim` for the divergence.
 
-    T^2 keeps gradients of equal size at every temperature (Hinton et al., arXiv 1503.02531). Everything
-    stays in
+    T^2 keeps gradients of equal size at every temperature (Hinton et al., arXiv 1503.02531). Everything stays in
     logarithms: probabilities may underflow.
 
     Args:
@@ -24,10 +23,10 @@ def softened_kl(student: Tensor, teacher: Tensor, temperature: float, dim: int =
 
 
 def softened_binary_kl(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
-    """T^2 * KL of independent yes-or-no probabilities sigmoid(logit / T), element by element; the gradient is T * (p_s
-    - p_t).
+    """T^2 * KL of independent yes-or-no probabilities p = sigmoid(logit / T), element by element.
 
-    It is the cross-entropy less the teacher's own entropy, hence exactly 0 for equal logits.
+    The gradient is T * (p_s - p_t). It is the cross-entropy less the teacher's own entropy, hence exactly 0 for equal
+    logits.
     """
     soft_target = (teacher / temperature).sigmoid()
     cross = F.binary_cross_entropy_with_logits(student / temperature, soft_target, reduction="none")

@@ -23,8 +23,7 @@ class LD(PredictionLoss):
     """Teaches how sure the teacher is of each box side, near the labelled objects.
 
     Both terms are weighted means over their region: the authors' sum would grow with the number of objects. Without
-    labelled boxes
-    both are 0.
+    labelled boxes both are 0.
 
     Args:
         setup: the two heads, anchor-free with equal bins.

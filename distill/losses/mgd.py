@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..context import DistillContext, DistillSetup
-from ..errors import check_choice
+from ..errors import DistillError, check_choice
 from .base import FeatureLoss
 
 
@@ -63,6 +63,10 @@ class MGD(FeatureLoss):
         self, setup: DistillSetup, *, alpha: float = 2e-5, lambda_: float = 0.65, mask: str = "spatial", seed: int = 0
     ) -> None:
         super().__init__(setup)
+        if not 0 <= lambda_ < 1:
+            raise DistillError(
+                f"kd_losses.mgd: lambda is {lambda_!r}; expected the share that is masked, from 0 to below 1"
+            )
         self.alpha, self.lambda_, self.seed = alpha, lambda_, seed
         self.mask_shape, self.make_mask = MASKS[check_choice("mask", mask, MASKS, "kd_losses.mgd")]
         self.generators = nn.ModuleList(_generator(level.teacher_channels) for level in setup.levels)

@@ -22,8 +22,9 @@ def class_divergence(student: Tensor, teacher: Tensor, temperature: float) -> Te
 
 
 class SelfDistillation(PredictionLoss):
-    """For a teacher of the student's own architecture: class probabilities everywhere, and box sides at the labelled
-    objects where the head predicts distributions.
+    """Imitates a teacher of the student's own architecture: its class probabilities, and its box sides at the labels.
+
+    Class probabilities are compared everywhere; box sides only where the head predicts them as distributions.
 
     To be used with `kd_schedule: {shape: cosine, end: 0.01}`, which was worth as much as the losses.
 

@@ -261,6 +261,17 @@ def test_building_leaves_student_random_stream_and_modes_alone() -> None:
         assert torch.equal(value, before[name]), name
 
 
+def test_building_seeds_no_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch.manual_seed would set the streams of all CUDA devices, which nobody puts back."""
+
+    def seeds_every_device(seed: int) -> None:
+        raise AssertionError("the streams of CUDA devices were set")
+
+    monkeypatch.setattr(torch, "manual_seed", seeds_every_device)
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", seeds_every_device)
+    distiller(networks=(ToyDetector(4), ToyDetector(6)))
+
+
 # Weights, schedule, log
 
 
@@ -423,6 +434,13 @@ def test_auto_on_one_side_follows_the_listed_side(listed: str) -> None:
         ({"losses": {"fgd": {"weight": 0, "alhpa": 1}}}, r"unknown key 'alhpa'; did you mean 'alpha'\?"),
         ({"losses": {"fgd": {"weight": -1}}}, r"kd_losses\.fgd: weight is -1; expected a number of at least 0"),
         ({"losses": {"fgd": {"alpha": "1e-3"}}}, r"kd_losses\.fgd: alpha is '1e-3'; expected a number"),
+        ({"losses": {"fgd": {"gamma": -0.1}}}, r"kd_losses\.fgd: gamma is -0\.1; expected a number of at least 0"),
+        (
+            {"losses": {"fgd": {"temperature": 0}}},
+            r"kd_losses\.fgd: temperature is 0; expected a number of more than 0",
+        ),
+        ({"losses": {"output": {"scale_obj": "no"}}}, r"output: scale_obj is 'no'; expected true or false"),
+        ({"losses": {"mgd": {"lambda": 1.5}}}, r"kd_losses\.mgd: lambda is 1\.5; expected the share that is masked"),
         ({"losses": {"fgd": 1.0}}, r"kd_losses\.fgd is 1\.0; expected \{weight: 1\.0, \.\.\.\}"),
         ({"losses": {"l2": {"mode": "men"}}}, r"unknown mode 'men'; did you mean 'mean'\?"),
         ({"schedule": {"warmup": 3}}, r"kd_schedule: unknown key 'warmup'; did you mean 'warmup_epochs'\?"),
