@@ -24,6 +24,8 @@ ANCHOR_HEADS: dict[str, type[Detect]] = {"Detect": Detect, "IDetect": IDetect, "
 CLASS_MARGINS = {"yolov5": 0.99999, "yolov7": 0.99, "mobile": 0.99}
 BATCHNORM_EPS = {"mobile": 1e-4}
 DEFAULT_ACTIVATIONS = {"mobile": "nn.LeakyReLU(0.1)"}
+# Their backward pass needs the output alone, so the map before them need not be kept.
+IN_PLACE_ACTIVATIONS = (nn.LeakyReLU, nn.ReLU, nn.ReLU6)
 
 
 def absolute_sources(row: Row) -> list[int]:
@@ -237,7 +239,7 @@ def _finish(model: nn.Sequential, config: ModelConfig) -> None:
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.eps, module.momentum = BATCHNORM_EPS.get(config.family, 1e-3), 0.03
-        elif isinstance(module, nn.LeakyReLU | nn.ReLU | nn.ReLU6 | nn.Hardswish):
-            module.inplace = True
         if activation is not None and getattr(module, "default_act", False):
             module.act = copy.deepcopy(activation)
+        if isinstance(getattr(module, "act", None), IN_PLACE_ACTIVATIONS):
+            module.act.inplace = True  # type: ignore[union-attr]

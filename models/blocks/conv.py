@@ -77,6 +77,8 @@ class Conv(nn.Module):
         if isinstance(self.bn, nn.BatchNorm2d):
             self.conv = fold_batchnorm(self.conv, self.bn)
             self.bn = nn.Identity()
+        if isinstance(self.act, nn.SiLU):
+            self.act.inplace = True  # saves memory traffic; in training it would cost a copy
 
 
 class DWConv(Conv):
