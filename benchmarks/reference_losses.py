@@ -15,6 +15,7 @@ from losses.functional import binary_cross_entropy
 from losses.iou import box_overlap
 from losses.simota import SimOTALoss
 from losses.simota_aux import SimOTAAuxLoss
+from losses.yolov8 import YOLOv8Loss, decode_distances, distribution_focal_loss, make_points
 from utils.boxes import cxcywh_to_xyxy, pairwise_iou
 
 
@@ -161,3 +162,66 @@ def reference_simota(loss: SimOTALoss, predictions: list[Tensor], targets: Tenso
         for level, (prediction, matched) in enumerate(zip(maps, matches)):
             terms.append([gain * value for value in level_loss(loss, prediction, matched, targets, level)])
     return weighted_total(loss, [torch.stack(values).sum() for values in zip(*terms)], len(lead[0]))
+
+
+@torch.no_grad()
+def task_aligned_matches(
+    loss: YOLOv8Loss, boxes: Tensor, scores: Tensor, points: Tensor, target_boxes: Tensor, target_classes: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Assignment of one image: taken points, the target of each, and the target of its class score.
+
+    `boxes` (P, 4), `points` (P, 2) and `target_boxes` (n, 4) are in pixels.
+    """
+    rule = loss.assigner
+    center, sides = (target_boxes[:, :2] + target_boxes[:, 2:]) / 2, target_boxes[:, 2:] - target_boxes[:, :2]
+    sides = sides.clamp(min=rule.min_side)
+    offset = points[None] - (center - sides / 2)[:, None]  # (n, P, 2)
+    inside = torch.minimum(offset, sides[:, None] - offset).amin(2) > 1e-9
+    overlaps = box_overlap(target_boxes[:, None], boxes[None], "ciou", box_format="xyxy", height_eps=1e-7)
+    overlaps = overlaps.clamp(min=0) * inside
+    metrics = scores[:, target_classes].T ** rule.alpha * overlaps**rule.beta  # (n, P)
+    matrix = torch.zeros_like(inside)
+    for row, metric in enumerate(metrics):
+        best = metric.topk(min(rule.topk, len(points))).indices
+        matrix[row, best[metric[best] > 0]] = True
+    contested = matrix.sum(0) > 1
+    if contested.any():
+        closest = overlaps[:, contested].argmax(0)
+        matrix[:, contested] = F.one_hot(closest, len(overlaps)).T.bool()
+    metrics, overlaps = metrics * matrix, overlaps * matrix
+    scaled = metrics * overlaps.amax(1, keepdim=True) / (metrics.amax(1, keepdim=True) + 1e-9)
+    taken = matrix.any(0).nonzero().flatten()
+    return taken, matrix[:, taken].to(torch.uint8).argmax(0), scaled.amax(0)[taken]
+
+
+def reference_yolov8(loss: YOLOv8Loss, predictions: list[Tensor], targets: Tensor) -> Tensor:
+    """The YOLOv8 loss with the settings of `loss`."""
+    targets = targets.to(predictions[0])
+    grids = [(prediction.shape[2], prediction.shape[3]) for prediction in predictions]
+    points, strides = make_points(grids, loss.strides, targets.device, targets.dtype)
+    size = targets.new_tensor([grids[0][1], grids[0][0]] * 2) * loss.strides[0]
+    box = cls = dfl = normaliser = targets.new_zeros(())
+    for image in range(len(predictions[0])):
+        output = torch.cat([prediction[image].flatten(1) for prediction in predictions], 1).T  # (P, 4R + C)
+        logits = output[:, : 4 * loss.reg_max].unflatten(1, (4, loss.reg_max))
+        boxes = decode_distances(logits, points)  # (P, 4) cells
+        own = targets[targets[:, 0] == image]
+        class_targets = torch.zeros_like(output[:, 4 * loss.reg_max :])
+        if len(own):
+            target_boxes, classes = cxcywh_to_xyxy(own[:, 2:6]) * size, own[:, 1].long()
+            scores = output[:, 4 * loss.reg_max :].detach().sigmoid()
+            in_pixels = boxes.detach() * strides[:, None]
+            taken, target, score = task_aligned_matches(
+                loss, in_pixels, scores, points * strides[:, None], target_boxes, classes
+            )
+            class_targets[taken, classes[target]] = score
+            wanted = target_boxes[target] / strides[taken, None]
+            ciou = box_overlap(boxes[taken], wanted, "ciou", box_format="xyxy", height_eps=1e-7)
+            box = box + ((1 - ciou) * score).sum()
+            distances = torch.cat([points[taken] - wanted[:, :2], wanted[:, 2:] - points[taken]], 1)
+            distances = distances.clamp(0, loss.reg_max - 1.01)
+            dfl = dfl + (distribution_focal_loss(logits[taken], distances) * score).sum()
+            normaliser = normaliser + score.sum()
+        cls = cls + F.binary_cross_entropy_with_logits(output[:, 4 * loss.reg_max :], class_targets, reduction="sum")
+    total = box * loss.gains["box"] + cls * loss.gains["cls"] + dfl * loss.gains["dfl"]
+    return total / normaliser.clamp(min=1) * len(predictions[0])
