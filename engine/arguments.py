@@ -35,76 +35,66 @@ def training_parser(description: str, hyp: str, project: str) -> argparse.Argume
         project: default folder of the runs.
     """
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    _add_inputs(parser, hyp)
+    _add_length_and_data(parser)
+    _add_optimisation(parser)
+    _add_outputs(parser, project)
+    for flag in NOT_BUILT_IN:
+        parser.add_argument(flag, action=NotBuiltIn, nargs="?", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
+    return parser
+
+
+def _add_inputs(parser: argparse.ArgumentParser, hyp: str) -> None:
     add = parser.add_argument
     add("--weights", default="", help="checkpoint to start from; upstream's .pt files too")
     add("--cfg", default="", help="architecture yaml; without it, that of --weights")
     add("--data", default="data/coco.yaml", help="data set yaml")
     add("--hyp", default=hyp, help="hyper-parameter yaml")
+    add("--resume", nargs="?", const=True, default=False, metavar="LAST.PT", help="continue an interrupted run")
+    add("--device", default="", help="cpu, 0, or cuda:0; the first GPU when there is one")
+    add("--local_rank", "--local-rank", type=int, default=-1, help="set by launchers; torchrun's environment counts")
+
+
+def _add_length_and_data(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
     add("--epochs", type=int, default=300)
     add("--batch-size", "--batch", type=int, default=16, help="total over all processes")
-    add(
-        "--img-size",
-        "--img",
-        "--imgsz",
-        nargs="+",
-        type=int,
-        default=[640, 640],
-        help="training and validation size in pixels",
-    )
-    add(
-        "--resume",
-        nargs="?",
-        const=True,
-        default=False,
-        metavar="LAST.PT",
-        help="continue an interrupted run; the newest without a path",
-    )
+    add("--img-size", "--img", "--imgsz", nargs="+", type=int, default=[640, 640], help="training, validation pixels")
     add("--rect", action="store_true", help="rectangular training batches")
-    add("--nosave", action="store_true", help="save after the last epoch only")
-    add("--notest", "--noval", action="store_true", help="validate after the last epoch only")
-    add("--val-period", type=int, default=1, help="validate every so many epochs, and after the last")
-    add("--noautoanchor", action="store_true", help="keep the anchors as they are")
-    add("--noplots", action="store_true", help="draw nothing")
-    add(
-        "--cache-images",
-        "--cache",
-        nargs="?",
-        const="ram",
-        default=None,
-        choices=["ram", "disk"],
-        dest="cache",
-        help="keep decoded images",
-    )
-    add("--image-weights", action="store_true", help="draw images with rare classes more often")
-    add("--device", default="", help="cpu, 0, or cuda:0; the first GPU when there is one")
     add("--multi-scale", action="store_true", help="vary the size by half up and down")
     add("--single-cls", action="store_true", help="all objects are one class")
+    add("--image-weights", action="store_true", help="draw images with rare classes more often")
+    kinds = ["ram", "disk"]
+    add("--cache-images", "--cache", nargs="?", const="ram", choices=kinds, dest="cache", help="keep decoded images")
+    add("--close-mosaic", type=int, default=0, help="epochs at the end without mosaic and mixup")
+    add("--workers", type=int, default=8, help="loader processes, at most one a core")
+    add("--seed", type=int, default=0)
+
+
+def _add_optimisation(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
     add("--optimizer", choices=["SGD", "Adam", "AdamW"], default="SGD")
     add("--adam", action="store_const", const="Adam", dest="optimizer", help="the same as --optimizer Adam")
-    add("--sync-bn", action="store_true", help="BatchNorm statistics over all GPUs")
-    add(
-        "--local_rank",
-        "--local-rank",
-        type=int,
-        default=-1,
-        help="set by launchers; the environment of torchrun counts",
-    )
-    add("--workers", type=int, default=8, help="loader processes, at most one a core")
-    add("--project", default=project, help="folder of the runs")
-    add("--name", default="exp", help="name of this run; numbered when it exists")
-    add("--exist-ok", action="store_true", help="write into an existing run folder")
     add("--linear-lr", action="store_true", help="linear instead of cosine learning rate")
     add("--cos-lr", action="store_false", dest="linear_lr", help="cosine learning rate (the default)")
     add("--label-smoothing", type=float, default=0.0)
     add("--freeze", nargs="+", type=int, default=[0], help="one number n: the first n layers; several: those layers")
+    add("--noautoanchor", action="store_true", help="keep the anchors as they are")
+    add("--sync-bn", action="store_true", help="BatchNorm statistics over all GPUs")
     add("--patience", type=int, default=100, help="epochs without improvement before stopping; 0: never")
+
+
+def _add_outputs(parser: argparse.ArgumentParser, project: str) -> None:
+    add = parser.add_argument
+    add("--project", default=project, help="folder of the runs")
+    add("--name", default="exp", help="name of this run; numbered when it exists")
+    add("--exist-ok", action="store_true", help="write into an existing run folder")
+    add("--nosave", action="store_true", help="save after the last epoch only")
+    add("--notest", "--noval", action="store_true", help="validate after the last epoch only")
+    add("--val-period", type=int, default=1, help="validate every so many epochs, and after the last")
+    add("--noplots", action="store_true", help="draw nothing")
     add("--save_period", "--save-period", type=int, default=-1, help="also keep a copy every so many epochs")
-    add("--seed", type=int, default=0)
-    add("--close-mosaic", type=int, default=0, help="epochs at the end without mosaic and mixup")
     add("--v5-metric", action="store_true", help=argparse.SUPPRESS)
-    for flag in NOT_BUILT_IN:
-        add(flag, action=NotBuiltIn, nargs="?", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
-    return parser
 
 
 def training_options(namespace: argparse.Namespace) -> dict[str, Any]:

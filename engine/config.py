@@ -26,6 +26,7 @@ class Hyp:
     warmup_epochs: float = 3.0
     warmup_momentum: float = 0.8
     warmup_bias_lr: float = 0.1
+    nbs: int = 64
     # detection loss
     box: float = 0.05
     cls: float = 0.5
@@ -86,7 +87,7 @@ FRACTIONS = (
     "translate",
 )
 OPTIONAL_NUMBERS = ("anchors", "loss_ota")
-WHOLE_NUMBERS = (*OPTIONAL_NUMBERS, "close_mosaic")
+WHOLE_NUMBERS = (*OPTIONAL_NUMBERS, "close_mosaic", "nbs")
 KD_KEYS = ("student_kd_layers", "teacher_kd_layers", "kd_losses", "kd_schedule")
 
 
@@ -112,8 +113,9 @@ def hyp_from_dict(values: Mapping[str, Any], where: str) -> Hyp:
     for name in FRACTIONS:
         if name in clean and not 0 <= clean[name] <= 1:
             raise UserError(f"{where}: {name} is {clean[name]}, expected a share from 0 to 1")
-    if clean.get("lr0", 0.01) <= 0:
-        raise UserError(f"{where}: lr0 is {clean['lr0']}, expected more than 0")
+    for name in ("lr0", "nbs", "anchor_t"):
+        if name in clean and clean[name] <= 0:
+            raise UserError(f"{where}: {name} is {clean[name]}, expected more than 0")
     for name in ("kd_losses", "kd_schedule"):
         if not isinstance(clean.get(name, {}), Mapping):
             raise UserError(f"{where}: {name} must be a mapping such as `fgd: {{weight: 1.0}}`, found {clean[name]!r}")

@@ -26,6 +26,20 @@ def head_spec(model: Model) -> HeadSpec:
     return HeadSpec(kind, int(model.nc), strides, anchors, tuple(model.names))
 
 
+def adopt_anchors(student: Model, teacher: Model, hyp: Hyp) -> None:
+    """Gives the student the teacher's anchors where raw outputs are compared, which would mean other boxes otherwise."""
+    settings = hyp.kd_losses.get("output")
+    mine, theirs = student.head, teacher.head
+    if not settings or not settings.get("weight", 1.0):
+        return
+    if not isinstance(mine, AnchorHead) or not isinstance(theirs, AnchorHead):
+        return
+    anchors = theirs.anchors_px.cpu()
+    if mine.anchors_px.shape == anchors.shape and not torch.allclose(mine.anchors_px.cpu(), anchors, rtol=1e-3):
+        mine.set_anchors(anchors)
+        LOGGER.info("the student takes the teacher's anchors, so that their outputs can be compared")
+
+
 def build_distiller(
     student: Model, teacher_weights: str, hyp: Hyp, image_size: int, device: torch.device
 ) -> tuple[Distiller, dict[str, Any]]:
@@ -46,6 +60,7 @@ def build_distiller(
         raise UsageError("--teacher-weights is missing: name the teacher's checkpoint")
     path = existing_file(teacher_weights, "--teacher-weights")
     teacher = load_model(path, device=device, fuse=True)
+    adopt_anchors(student, teacher, hyp)
     distiller = Distiller(
         student,
         teacher,

@@ -50,7 +50,6 @@ class LearningSchedule:
         epochs: length of the training.
         batches_per_epoch: iterations in an epoch.
         batch_size: images of a step over all processes.
-        nominal_batch_size: gradients are accumulated until about so many images have been seen.
         linear: see `lr_factor`.
     """
 
@@ -62,16 +61,15 @@ class LearningSchedule:
         epochs: int,
         batches_per_epoch: int,
         batch_size: int,
-        nominal_batch_size: int = 64,
         linear: bool = False,
     ) -> None:
         self.hyp = hyp
         self.epochs = epochs
         self.linear = linear
         self.batches_per_epoch = batches_per_epoch
-        self.nominal_ratio = nominal_batch_size / batch_size
+        self.nominal_ratio = hyp.nbs / batch_size
         self.accumulate = max(round(self.nominal_ratio), 1)
-        self.weight_decay = hyp.weight_decay * batch_size * self.accumulate / nominal_batch_size
+        self.weight_decay = hyp.weight_decay * batch_size * self.accumulate / hyp.nbs
         # The least length protects small data sets, but must not swallow a short training.
         least = min(self.MIN_WARMUP_ITERATIONS, epochs * batches_per_epoch // 3)
         wanted = round(hyp.warmup_epochs * batches_per_epoch)

@@ -140,14 +140,14 @@ def assemble(
     """The trainer with all its parts, and the teacher's description."""
     if world.active and options.sync_bn and device.type == "cuda":
         model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
-    criterion, val_criterion = build_criteria(model, hyp, options.img_size[0], options.label_smoothing, device)
     extra_losses: list[nn.Module] = []
     teacher: dict[str, Any] = {}
     if distil:
         distiller, teacher = build_distiller(model, options.teacher_weights, hyp, options.img_size[0], device)
         broadcast_module(distiller, world)
         extra_losses.append(distiller)
-    schedule = LearningSchedule(hyp, options.epochs, len(data.train), options.batch_size, linear=options.linear_lr)
+    criterion, val_criterion = build_criteria(model, hyp, options.img_size[0], options.label_smoothing, device)
+    schedule = LearningSchedule(hyp, options.epochs, len(data.train), options.batch_size, options.linear_lr)
     optimizer = build_optimizer(options.optimizer, [model, *extra_losses], hyp.lr0, hyp.momentum, schedule.weight_decay)
     ema = ModelEMA(model)
     wrapped: nn.Module = model

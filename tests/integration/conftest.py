@@ -16,7 +16,9 @@ from tests.golden import ROOT
 Command = Callable[..., subprocess.CompletedProcess[str]]
 
 
-def run_command(*words: object, timeout: float = 240, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+def run_command(
+    *words: object, timeout: float = 240, env: dict[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
     """Runs one of the command lines from the repository root, on one thread."""
     environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""} | (env or {})
     command = [sys.executable, *map(str, words)]
@@ -37,13 +39,18 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     folder = tmp_path_factory.mktemp("tiny")
     data = render_dataset(folder / "images", num_train=28, num_val=12, num_test=4, img_size=96, seed=5)
-    (folder / "tiny.yaml").write_text(Path(data).read_text())
+    content = yaml.safe_load(Path(data).read_text())
+    (folder / "tiny.yaml").write_text(yaml.safe_dump(content | {"path": str(folder / "images")}))
     for name, width in (("small", 0.0625), ("large", 0.125)):
         architecture = yaml.safe_load((ROOT / "cfg/yolov5/yolov5n.yaml").read_text())
         architecture |= {"width_multiple": width, "depth_multiple": 0.1}
         (folder / f"{name}.yaml").write_text(yaml.safe_dump(architecture))
     hyp = yaml.safe_load((ROOT / "hyp/scratch-low.yaml").read_text())
-    recipe = {"student_kd_layers": "auto", "teacher_kd_layers": "auto", "kd_losses": {"fgd": {"weight": 1.0}, "output": {"weight": 1.0}}}
+    recipe = {
+        "student_kd_layers": "auto",
+        "teacher_kd_layers": "auto",
+        "kd_losses": {"fgd": {"weight": 1.0}, "output": {"weight": 1.0}},
+    }
     zero = {**recipe, "kd_losses": {"fgd": {"weight": 0}, "output": {"weight": 0}}}
     (folder / "hyp.yaml").write_text(yaml.safe_dump(hyp))
     (folder / "distill.yaml").write_text(yaml.safe_dump(hyp | recipe))
@@ -61,5 +68,7 @@ def base(tiny: Path) -> list[str]:
 @pytest.fixture(scope="session")
 def teacher(tiny: Path, base: list[str]) -> Path:
     """A teacher of one epoch."""
-    checked("train.py", *base, "--cfg", tiny / "large.yaml", "--hyp", tiny / "hyp.yaml", "--epochs", 1, "--name", "teacher")
+    checked(
+        "train.py", *base, "--cfg", tiny / "large.yaml", "--hyp", tiny / "hyp.yaml", "--epochs", 1, "--name", "teacher"
+    )
     return tiny / "runs" / "teacher" / "weights" / "best.pt"

@@ -65,7 +65,12 @@ def test_killed_in_an_epoch_and_resumed_equals_uninterrupted(tiny: Path, base: l
     command = [sys.executable, "train_distill.py", *base, *words, "--name", "killed"]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     process = subprocess.Popen(
-        list(map(str, command)), cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+        list(map(str, command)),
+        cwd=ROOT,
+        env=environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
     )
     killed = tiny / "runs" / "killed"
     last = killed / "weights" / "last.pt"
@@ -79,7 +84,10 @@ def test_killed_in_an_epoch_and_resumed_equals_uninterrupted(tiny: Path, base: l
     assert load(last)["training"]["epoch"] < 5
     checked("train_distill.py", "--resume", last)
     assert_same_weights(tiny / "runs" / "whole", killed)
-    timeless = [[{k: v for k, v in row.items() if "time" not in k} for row in rows_of(run)] for run in (tiny / "runs" / "whole", killed)]
+    timeless = [
+        [{k: v for k, v in row.items() if "time" not in k} for row in rows_of(run)]
+        for run in (tiny / "runs" / "whole", killed)
+    ]
     assert timeless[0] == timeless[1]
 
 

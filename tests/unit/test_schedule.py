@@ -25,9 +25,10 @@ def test_a_single_epoch_has_no_division_by_zero() -> None:
 def test_warm_up_equals_the_reference(case: int) -> None:
     golden = load_json("postprocess/schedules.json")["ultralytics_8.2.103"]["warmup"][case]
     args = golden["args"]
-    hyp = Hyp(**{k: args[k] for k in ("lr0", "lrf", "momentum", "warmup_epochs", "warmup_momentum", "warmup_bias_lr")})
+    names = ("lr0", "lrf", "momentum", "warmup_epochs", "warmup_momentum", "warmup_bias_lr", "nbs")
+    hyp = Hyp(**{k: args[k] for k in names})
     schedule = LearningSchedule(
-        hyp, args["epochs"], args["batches_per_epoch"], args["batch_size"], args["nbs"], linear=not args["cosine"]
+        hyp, args["epochs"], args["batches_per_epoch"], args["batch_size"], linear=not args["cosine"]
     )
     if golden["warmup_iters"] > 0:
         assert schedule.warmup_iterations == golden["warmup_iters"]
