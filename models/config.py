@@ -88,6 +88,24 @@ class ModelConfig:
     def in_channels(self) -> int:
         return self.yaml["ch"]
 
+    @property
+    def anchors_per_level(self) -> int | None:
+        """None where the yaml has no anchors."""
+        anchors = self.yaml.get("anchors")
+        return len(anchors[0]) // 2 if isinstance(anchors, list) else anchors
+
+    @property
+    def argument_names(self) -> dict[str, Any]:
+        """What argument strings can refer to."""
+        names = {"nc": self.num_classes, "na": self.anchors_per_level, "anchors": self.yaml.get("anchors")}
+        return {name: value for name, value in names.items() if value is not None}
+
+    @property
+    def unscaled_width(self) -> int:
+        """The width that is taken for the head's outputs and not scaled, in the family's rule."""
+        na = self.anchors_per_level
+        return self.num_classes if na is None else na * (self.num_classes + 5)
+
 
 def read_model_config(
     cfg: str | Path | Mapping[str, Any],
@@ -122,6 +140,8 @@ def read_model_config(
         content["anchors"] = round(anchors) if isinstance(anchors, int | float) else [list(level) for level in anchors]
     if not isinstance(content["nc"], int) or content["nc"] < 1:
         raise UserError(f"{where}: nc is {content['nc']!r}; give a number of classes of at least 1")
+    if content.get("anchors") is not None:
+        _check_anchors(content["anchors"], where)
     content.setdefault("ch", content.get("channels") or ch)
     rows = _read_rows(content, where)
     depth, width, max_channels = _read_multiples(content, stem, where)
@@ -129,6 +149,18 @@ def read_model_config(
     if family not in FAMILIES:
         raise unknown_name("family", str(family), FAMILIES, where)
     return ModelConfig(where, content, rows, depth, width, max_channels, family)
+
+
+def _check_anchors(anchors: Any, where: str) -> None:
+    if isinstance(anchors, int) and not isinstance(anchors, bool) and anchors > 0:
+        return
+    levels = anchors if isinstance(anchors, list) else []
+    lengths = {len(level) if isinstance(level, list) else 0 for level in levels}
+    if len(lengths) != 1 or 0 in lengths or lengths.pop() % 2:
+        raise UserError(
+            f"{where}: anchors must be one list a level of w, h, w, h, ... in pixels, of equal lengths, "
+            f"or their number a level; found {anchors!r}"
+        )
 
 
 def infer_family(rows: Sequence[Row]) -> str:

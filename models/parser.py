@@ -46,42 +46,6 @@ def gather_inputs(source: int | list[int], x: Any, outputs: Sequence[Any]) -> An
     return [x if one == -1 else outputs[one] for one in source]
 
 
-class _Names:
-    """What argument strings of a yaml can refer to."""
-
-    def __init__(self, config: ModelConfig) -> None:
-        self.where = config.where
-        self.num_classes = config.num_classes
-        anchors = config.yaml.get("anchors")
-        self.anchors = anchors
-        self.anchors_per_level: int | None = None
-        if isinstance(anchors, int):
-            self.anchors_per_level = anchors
-        elif anchors is not None:
-            self._check(anchors)
-            self.anchors_per_level = len(anchors[0]) // 2
-
-    def _check(self, anchors: Any) -> None:
-        well_formed = isinstance(anchors, list) and anchors and all(isinstance(level, list) for level in anchors)
-        if not well_formed or len({len(level) for level in anchors}) != 1 or len(anchors[0]) % 2 or not anchors[0]:
-            raise UserError(
-                f"{self.where}: anchors must be one list a level of w, h, w, h, ... in pixels, of equal lengths; "
-                f"found {anchors!r}"
-            )
-
-    def table(self) -> dict[str, Any]:
-        known: dict[str, Any] = {"nc": self.num_classes}
-        if self.anchors is not None:
-            known |= {"anchors": self.anchors, "na": self.anchors_per_level}
-        return known
-
-    def unscaled_width(self) -> int:
-        """The width that stands for the head's outputs and is not scaled, in this family's rule."""
-        if self.anchors_per_level is None:
-            return self.num_classes
-        return self.anchors_per_level * (self.num_classes + 5)
-
-
 def build_layers(config: ModelConfig) -> nn.Sequential:
     """Builds all layers; each has `.i` (index), `.f` (what it reads) and `.type` (name of its block).
 
@@ -91,7 +55,6 @@ def build_layers(config: ModelConfig) -> nn.Sequential:
     Raises:
         UserError: names the yaml, the layer, and what is wrong.
     """
-    names = _Names(config)
     blocks = known_blocks(config.family)
     batch = 1 if torch.empty(0).is_meta else 0  # meta tensors cost nothing, and some operators refuse empty ones
     x = torch.zeros(batch, config.in_channels, PROBE_SIZE, PROBE_SIZE)
@@ -101,14 +64,14 @@ def build_layers(config: ModelConfig) -> nn.Sequential:
         where = f"{config.where}, layer {row.index} ({row.module})"
         inputs = gather_inputs(row.source, x, outputs)
         if row.index == len(config.rows) - 1:
-            layer: nn.Module = _build_head(config, row, inputs, names, where)
+            layer: nn.Module = _build_head(config, row, inputs, where)
         else:
             if row.module in ANCHOR_HEADS:
                 raise UserError(f"{where}: a detection head must be the last layer")
             name = row.module.removeprefix("torch.")
             if name not in blocks:
                 raise unknown_name("block", row.module, [*blocks, *ANCHOR_HEADS], where)
-            layer = _build_block(blocks[name], row, inputs, names, config, where)
+            layer = _build_block(blocks[name], config, row, inputs, where)
             x = _tried(layer, inputs, where)
             outputs.append(x)
         source = row.sources if isinstance(layer, DetectionHead) else row.source
@@ -153,14 +116,14 @@ def count_auxiliary_layers(rows: Sequence[Row], num_levels: int) -> int:
     return count
 
 
-def _build_block(block: Block, row: Row, inputs: Any, names: _Names, config: ModelConfig, where: str) -> nn.Module:
-    arguments = resolve_argument(row.arguments, names.table(), where)
+def _build_block(block: Block, config: ModelConfig, row: Row, inputs: Any, where: str) -> nn.Module:
+    arguments = resolve_argument(row.arguments, config.argument_names, where)
     repeats = max(round(row.repeats * config.depth), 1) if row.repeats > 1 else 1
     widths = [_as_list(inputs)[0].shape[1]][: block.widths]
     if block.widths == 2:
         if not arguments or isinstance(arguments[0], bool) or not isinstance(arguments[0], int | float):
             raise UserError(f"{where}: the first argument must be the output width, found {row.arguments}")
-        widths.append(scaled_width(arguments.pop(0), names.unscaled_width(), config))
+        widths.append(scaled_width(arguments.pop(0), config))
     positional, keywords = _bind(block, arguments, where)
     if block.repeats:
         return _construct(block.module, [*widths, repeats, *positional], keywords, where)
@@ -171,9 +134,9 @@ def _build_block(block: Block, row: Row, inputs: Any, names: _Names, config: Mod
     return modules[0] if repeats == 1 else nn.Sequential(*modules)
 
 
-def scaled_width(width: float, unscaled: int, config: ModelConfig) -> int:
+def scaled_width(width: float, config: ModelConfig) -> int:
     """A layer's width after the width multiple, a multiple of 8; upstream leaves one particular width as it is."""
-    if width == unscaled:
+    if width == config.unscaled_width:
         return int(width)
     return math.ceil(min(width, config.max_channels) * config.width / 8) * 8
 
@@ -203,10 +166,10 @@ def _construct(
         raise UserError(f"{where}: cannot be built: {reason}; it takes ({parameters})") from error
 
 
-def _build_head(config: ModelConfig, row: Row, inputs: Any, names: _Names, where: str) -> DetectionHead:
+def _build_head(config: ModelConfig, row: Row, inputs: Any, where: str) -> DetectionHead:
     if row.module not in ANCHOR_HEADS:
         raise UserError(f"{where}: the last layer must be a detection head; known: {', '.join(ANCHOR_HEADS)}")
-    arguments = resolve_argument(row.arguments, names.table(), where)
+    arguments = resolve_argument(row.arguments, config.argument_names, where)
     features = _as_list(inputs)
     widths = [feature.shape[1] for feature in features]
     levels = len(features) // 2 if row.module == "IAuxDetect" else len(features)

@@ -102,22 +102,10 @@ FAMILY_BLOCKS: dict[str, dict[str, Block]] = {
 }
 
 # Blocks by which an architecture with a plain Detect head is known as YOLOv7's.
-YOLOV7_ONLY = frozenset(
-    (
-        "MP",
-        "SP",
-        "ReOrg",
-        "DownC",
-        "RepConv",
-        "SPPCSPC",
-        "GhostSPPCSPC",
-        "Shortcut",
-        "Chuncat",
-        "Foldcut",
-        "Stem",
-        "Ghost",
-    )
-) | frozenset((*csp.CSP_BLOCKS, *csp.UNITS))
+YOLOV7_ONLY = frozenset((
+    "MP", "SP", "ReOrg", "DownC", "RepConv", "SPPCSPC", "GhostSPPCSPC", "Shortcut", "Chuncat", "Foldcut", "Stem",
+    "Ghost", *csp.CSP_BLOCKS, *csp.UNITS,
+))  # fmt: skip
 
 
 def known_blocks(family: str) -> dict[str, Block]:

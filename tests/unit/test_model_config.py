@@ -80,6 +80,7 @@ def test_broken_row(tmp_path: Path, index: int, row: Any, parts: list[str]) -> N
         ({"anchors": None}, "unknown name 'anchors'"),
         ({"anchors": [[1, 2], [3, 4, 5, 6]]}, "of equal lengths"),
         ({"anchors": [[1, 2, 3], [3, 4, 5]]}, "of equal lengths"),
+        ({"anchors": 0}, "or their number a level; found 0"),
         ({"backbone": {}}, "'backbone' must be a list"),
         ({"family": "yolov9"}, "unknown family 'yolov9'"),
         ({"activation": "nn.Swishy()"}, "unknown activation 'nn.Swishy'"),
@@ -250,3 +251,52 @@ def test_pico_widths() -> None:
     convolutions = [m for m in model.modules() if isinstance(m, nn.Conv2d) and m.bias is None]
     assert {conv.out_channels % 8 for conv in convolutions} == {0}
     assert sum(p.numel() for p in model.parameters()) == 269917
+
+
+UPSTREAM_STYLES: dict[str, dict[str, Any]] = {
+    "darknet with odd paddings": {
+        "backbone": [
+            [-1, 1, "Conv", [16, 3, 1]],
+            [-1, 1, "nn.MaxPool2d", [2, 2, 0]],
+            [-1, 1, "nn.ZeroPad2d", [[0, 1, 0, 1]]],
+            [-1, 1, "nn.MaxPool2d", [2, 1, 0]],
+            [-1, 2, "Bottleneck", [16, False]],
+            [-1, 1, "Conv", [32, [3, 3], [2, 2]]],
+        ],
+        "head": [[-1, 1, "SPP", [32, [5, 9, 13]]], [[4, 6], 1, "Detect", ["nc", "anchors"]]],
+    },
+    "transformer and ghost": {
+        "backbone": [
+            [-1, 1, "Focus", [16, 3]],
+            [-1, 1, "GhostConv", [32, 3, 2]],
+            [-1, 3, "C3Ghost", [32]],
+            [-1, 1, "C3TR", [64]],
+        ],
+        "head": [[2, 1, "DWConv", [32, 3, 2]], [[3, 4], 1, "Detect", ["nc", "anchors"]]],
+    },
+    "transposed and summed": {
+        "activation": "nn.ReLU()",
+        "backbone": [[-1, 1, "Conv", [16, 3, 2]], [-1, 1, "Conv", [16, 3, 2]]],
+        "head": [
+            [-1, 1, "nn.ConvTranspose2d", ["16", 2, 2, 0]],
+            [[-1, 0], 1, "Sum", [2, True]],
+            [[3, 1], 1, "Detect", ["nc", "anchors"]],
+        ],
+    },
+    "stem and cross-stage-partial": {
+        "backbone": [
+            [-1, 1, "Stem", [32]],
+            [-1, 3, "ResCSPC", [32]],
+            [-1, 1, "Conv", [64, 3, 2, "None", 1, "nn.Mish()"]],
+            [-1, 1, "ResXCSPC", [64]],
+        ],
+        "head": [[-1, 2, "BottleneckCSPB", [64]], [[1, 4], 1, "IDetect", ["nc", "anchors"]]],
+    },
+}
+
+
+@pytest.mark.parametrize("style", UPSTREAM_STYLES)
+def test_styles_of_upstream_files(style: str) -> None:
+    model = Model({"nc": 2, "anchors": 3, "depth_multiple": 0.67, **UPSTREAM_STYLES[style]})
+    maps = model(torch.rand(2, 3, 64, 64))
+    assert [m.shape[1:3] for m in maps] == [(3, 64 // int(s)) for s in model.stride]
