@@ -18,7 +18,7 @@ from data.geometry import (
 )
 from data.mosaic import Placement
 from data.records import ImageRecord
-from utils.boxes import clip_boxes, cxcywh_to_xyxy
+from utils.boxes import cxcywh_to_xyxy
 from utils.errors import UserError
 
 PROBABILITIES = ("flipud", "fliplr", "mosaic", "mosaic9", "mixup", "copy_paste", "paste_in")
@@ -119,17 +119,18 @@ def labelled_scene(
     matrices = np.array([placement.matrix for placement in placements])[tile_of]  # (n, 3, 3)
     areas = np.array([placement.area for placement in placements])[tile_of]  # (n,)
 
-    boxes = cxcywh_to_xyxy(rows[:, 1:].astype(np.float64))
+    half = rows[:, 3:] / 2
+    boxes = np.concatenate([rows[:, 1:3] - half, rows[:, 1:3] + half], axis=1)  # (n, 4) normalised
     boxes = np.clip(boxes, visible[:, [0, 1, 0, 1]], visible[:, [2, 3, 2, 3]])
-    areas = areas * (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
-    hw = (image.shape[0], image.shape[1])
-    bounds = clip_boxes(project_boxes(boxes, matrices), hw)
+    areas *= (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
+    height, width = image.shape[:2]
+    bounds = np.clip(project_boxes(boxes, matrices), 0, np.array([width, height, width, height]))
     polygons: list[np.ndarray] = []
     if use_polygons and len(rows):
         polygons = [
             polygon for placement in placements for polygon in _projected_polygons(records[placement.index], placement)
         ]
-        tight = polygon_bounds(polygons, image.shape[1], image.shape[0])
+        tight = polygon_bounds(polygons, width, height)
         low, high = np.maximum(bounds[:, :2], tight[:, :2]), np.minimum(bounds[:, 2:], tight[:, 2:])
         bounds = np.concatenate([low, np.maximum(low, high)], axis=1)
     keep = worth_keeping(areas, bounds, MIN_AREA_SHARE_POLYGON if use_polygons else MIN_AREA_SHARE)
@@ -157,18 +158,30 @@ def adjust_hsv(image: np.ndarray, gains: np.ndarray) -> None:
     cv2.cvtColor(hsv, cv2.COLOR_HSV2BGR_FULL, dst=image)
 
 
-def flip(scene: Scene, vertically: bool, horizontally: bool) -> Scene:
-    """Turns a scene upside down, mirrors it, or both."""
+def flip(planes: np.ndarray, boxes_xyxy: np.ndarray, vertically: bool, horizontally: bool) -> np.ndarray:
+    """Turns an image upside down, mirrors it, or both.
+
+    Args:
+        planes: uint8 (3, H, W), changed in place. One by one, OpenCV flips colour planes faster than their mixture.
+        boxes_xyxy: (n, 4) in pixels.
+        vertically: swap top and bottom.
+        horizontally: swap left and right.
+
+    Returns:
+        (n, 4) the boxes where they are now.
+    """
     if not vertically and not horizontally:
-        return scene
-    width, height = scene.size_wh
+        return boxes_xyxy
     code = -1 if vertically and horizontally else int(horizontally)
-    boxes = scene.boxes_xyxy.copy()
+    for plane in planes:
+        cv2.flip(plane, code, dst=plane)
+    _, height, width = planes.shape
+    x1, y1, x2, y2 = boxes_xyxy.T
     if horizontally:
-        boxes[:, [0, 2]] = width - boxes[:, [2, 0]]
+        x1, x2 = width - x2, width - x1
     if vertically:
-        boxes[:, [1, 3]] = height - boxes[:, [3, 1]]
-    return Scene(cv2.flip(scene.image, code), scene.classes, boxes)
+        y1, y2 = height - y2, height - y1
+    return np.stack([x1, y1, x2, y2], axis=1)
 
 
 def mixup(first: Scene, second: Scene, share: float) -> Scene:

@@ -171,8 +171,7 @@ class DetectionDataset(Dataset[Sample]):
         gains = 1 + rng.uniform(-1, 1, 3) * (config.hsv_h, config.hsv_s, config.hsv_v)
         if config.hsv_h or config.hsv_s or config.hsv_v:
             adjust_hsv(scene.image, gains)
-        scene = flip(scene, rng.random() < config.flipud, rng.random() < config.fliplr)
-        return self._sample(scene, index, None)
+        return self._sample(scene, index, None, rng.random() < config.flipud, rng.random() < config.fliplr)
 
     def _partners(self, pool: np.ndarray, count: int, rng: np.random.Generator) -> list[int]:
         return [self._readable(index) for index in pool[rng.integers(0, len(pool), count)].tolist()]
@@ -211,14 +210,19 @@ class DetectionDataset(Dataset[Sample]):
                 cutouts += cut_out(image, record.labels[:, 0], [segment * size for segment in record.segments])
         return cutouts
 
-    def _sample(self, scene: Scene, index: int, ratio_pad: RatioPad | None) -> Sample:
+    def _sample(
+        self, scene: Scene, index: int, ratio_pad: RatioPad | None, flipud: bool = False, fliplr: bool = False
+    ) -> Sample:
         record = self.records[index]
+        image = to_tensor(scene.image)
+        boxes = flip(image.numpy(), scene.boxes_xyxy, flipud, fliplr)
         width, height = scene.size_wh
-        labels = np.empty((len(scene.classes), 5), np.float32)
+        labels = np.empty((len(boxes), 5), np.float32)
         labels[:, 0] = scene.classes
-        labels[:, 1:] = xyxy_to_cxcywh(scene.boxes_xyxy) / (width, height, width, height)
-        shape = SampleShape((record.height, record.width), ratio_pad)
-        return Sample(to_tensor(scene.image), torch.from_numpy(labels), record.path, shape)
+        labels[:, 1:] = xyxy_to_cxcywh(boxes) / (width, height, width, height)
+        return Sample(
+            image, torch.from_numpy(labels), record.path, SampleShape((record.height, record.width), ratio_pad)
+        )
 
 
 def to_tensor(image: np.ndarray) -> torch.Tensor:

@@ -53,16 +53,20 @@ def random_transform(
     Returns:
         3 x 3 matrix from source to output pixels.
     """
-    warp = np.eye(3)
-    warp[2, :2] = rng.uniform(-perspective, perspective, 2)
-    angle = math.radians(rng.uniform(-degrees, degrees))
-    zoom = rng.uniform(1 - scale, 1 + scale)
-    shear_x, shear_y = np.tan(np.radians(rng.uniform(-shear, shear, 2)))
-    landing = rng.uniform(0.5 - translate, 0.5 + translate, 2) * output_wh
+    tilt_x, tilt_y, turn, growth, slant_x, slant_y, shift_x, shift_y = rng.uniform(-1, 1, 8).tolist()
+    zoom = 1 + scale * growth
+    landing = translation(output_wh[0] * (0.5 + translate * shift_x), output_wh[1] * (0.5 + translate * shift_y))
+    centring = translation(-source_wh[0] / 2, -source_wh[1] / 2)
+    if not (degrees or shear or perspective):
+        return landing @ scaling(zoom, zoom) @ centring
+    angle = math.radians(degrees * turn)
     cos, sin = zoom * math.cos(angle), zoom * math.sin(angle)
     rotation = np.array([[cos, -sin, 0.0], [sin, cos, 0.0], [0.0, 0.0, 1.0]])
-    slant = np.array([[1.0, shear_x, 0.0], [shear_y, 1.0, 0.0], [0.0, 0.0, 1.0]])
-    return translation(*landing) @ slant @ rotation @ warp @ translation(-source_wh[0] / 2, -source_wh[1] / 2)
+    slant = np.eye(3)
+    slant[0, 1], slant[1, 0] = math.tan(math.radians(shear * slant_x)), math.tan(math.radians(shear * slant_y))
+    tilt = np.eye(3)
+    tilt[2, :2] = perspective * tilt_x, perspective * tilt_y
+    return landing @ slant @ rotation @ tilt @ centring
 
 
 def is_upright(matrix: np.ndarray) -> bool:
@@ -98,6 +102,9 @@ def project_boxes(boxes_xyxy: np.ndarray, matrices: np.ndarray) -> np.ndarray:
     Returns:
         (n, 4). A box that is partly behind the camera becomes empty (all zeros).
     """
+    if not matrices[:, [0, 1, 2, 2], [1, 0, 0, 1]].any():  # no corner changes sides
+        zoom, shift = matrices[:, [0, 1, 0, 1], [0, 1, 0, 1]], matrices[:, [0, 1, 0, 1], 2]  # (n, 4)
+        return boxes_xyxy * zoom + shift
     corners = boxes_xyxy[:, [[0, 1], [2, 1], [2, 3], [0, 3]]]  # (n, 4, 2)
     corners, in_front = project_points(corners, matrices)
     bounds = np.concatenate([corners.min(1), corners.max(1)], axis=1)  # (n, 4)

@@ -18,6 +18,7 @@ from data.geometry import is_upright, project_boxes, scaling, translation
 
 GREY = 114
 Rect = tuple[float, float, float, float]  # x1, y1, x2, y2
+Window = tuple[int, int, int, int]  # the same in whole pixels of the output
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,57 +138,69 @@ def paint(
     Returns:
         uint8 BGR (H, W, 3), grey where no image lies, and how each image that shows was painted.
     """
-    canvas = np.full((output_wh[1], output_wh[0], 3), GREY, np.uint8)
-    paint_tile = _paint_upright if is_upright(transform) else _paint_warped
-    zoom_squared = abs(float(np.linalg.det(transform[:2, :2])))
-    placements = []
+    upright = is_upright(transform)
+    window_of = _upright_window if upright else _warped_window
+    shown = []
     for tile in layout.tiles:
         x1, y1 = max(tile.x, 0.0), max(tile.y, 0.0)
         x2, y2 = min(tile.x + tile.width, layout.width), min(tile.y + tile.height, layout.height)
-        if x1 >= x2 or y1 >= y2:
-            continue
-        window = _output_window((x1, y1, x2, y2), transform, output_wh)
-        if window is None:
-            continue
-        visible = (
-            (x1 - tile.x) / tile.width,
-            (y1 - tile.y) / tile.height,
-            (x2 - tile.x) / tile.width,
-            (y2 - tile.y) / tile.height,
-        )
-        to_output = transform @ translation(tile.x, tile.y) @ scaling(tile.width, tile.height)
-        matrix = paint_tile(canvas, read(tile.index), to_output, visible, window)
+        if x1 < x2 and y1 < y2:
+            window = window_of((x1, y1, x2, y2), transform, output_wh)
+            if window is not None:
+                shown.append((tile, (x1 - tile.x, y1 - tile.y, x2 - tile.x, y2 - tile.y), window))
+
+    canvas = np.empty((output_wh[1], output_wh[0], 3), np.uint8)
+    covered = sum((right - left) * (bottom - top) for _, _, (left, top, right, bottom) in shown)
+    if not upright or covered < output_wh[0] * output_wh[1]:
+        canvas.fill(GREY)
+    paint_tile = _paint_upright if upright else _paint_warped
+    zoom_squared = abs(float(transform[0, 0] * transform[1, 1] - transform[0, 1] * transform[1, 0]))
+    placements = []
+    for tile, (x1, y1, x2, y2), window in shown:
+        visible = (x1 / tile.width, y1 / tile.height, x2 / tile.width, y2 / tile.height)
+        matrix = paint_tile(canvas, read(tile.index), tile, visible, transform, window)
         placements.append(Placement(tile.index, matrix, visible, tile.width * tile.height * zoom_squared))
     return canvas, placements
 
 
-def _output_window(rect: Rect, transform: np.ndarray, output_wh: tuple[int, int]) -> tuple[int, int, int, int] | None:
+def _upright_window(rect: Rect, transform: np.ndarray, output_wh: tuple[int, int]) -> Window | None:
     """Whole output pixels that a rectangle on the canvas covers, or None if there are none."""
+    (zoom_x, _, shift_x), (_, zoom_y, shift_y), _ = transform.tolist()
+    left, top = max(round(rect[0] * zoom_x + shift_x), 0), max(round(rect[1] * zoom_y + shift_y), 0)
+    right = min(round(rect[2] * zoom_x + shift_x), output_wh[0])
+    bottom = min(round(rect[3] * zoom_y + shift_y), output_wh[1])
+    return (left, top, right, bottom) if left < right and top < bottom else None
+
+
+def _warped_window(rect: Rect, transform: np.ndarray, output_wh: tuple[int, int]) -> Window | None:
+    """Whole output pixels around a transformed rectangle on the canvas, or None if there are none."""
     bounds = project_boxes(np.array([rect]), transform[None])[0]
     if not bounds.any():  # partly behind the camera
         return 0, 0, *output_wh
     x1, y1, x2, y2 = bounds.tolist()
-    if not is_upright(transform):
-        x1, y1, x2, y2 = x1 - 0.5, y1 - 0.5, x2 + 0.5, y2 + 0.5
-    left, top = max(round(x1), 0), max(round(y1), 0)
-    right, bottom = min(round(x2), output_wh[0]), min(round(y2), output_wh[1])
+    left, top = max(math.floor(x1), 0), max(math.floor(y1), 0)
+    right, bottom = min(math.ceil(x2), output_wh[0]), min(math.ceil(y2), output_wh[1])
     return (left, top, right, bottom) if left < right and top < bottom else None
 
 
 def _paint_upright(
-    canvas: np.ndarray, image: np.ndarray, to_output: np.ndarray, visible: Rect, window: tuple[int, int, int, int]
+    canvas: np.ndarray, image: np.ndarray, tile: Tile, visible: Rect, transform: np.ndarray, window: Window
 ) -> np.ndarray:
-    """Resizes the part of an image that shows into its window; returns the matrix of what was painted.
+    """Resizes the part of an image that shows into its window.
 
-    Whole source pixels fill whole output pixels, so the matrix differs from `to_output` by a fraction of a pixel.
+    Whole source pixels fill whole output pixels, so it lands up to half a source pixel beside where it should.
+
+    Returns:
+        3 x 3 matrix from coordinates normalised to the image to output pixels, exact for what was painted.
     """
     height, width = image.shape[:2]
     left, top, right, bottom = window
-    scale_x, scale_y = to_output[0, 0] / width, to_output[1, 1] / height  # output pixels per source pixel
-    source_x, source_y = -to_output[0, 2] / scale_x, -to_output[1, 2] / scale_y
-    step = _halvings(math.sqrt(abs(scale_x * scale_y)))
-    x1, x2 = _whole_pixels(source_x + left / scale_x, source_x + right / scale_x, width, step)
-    y1, y2 = _whole_pixels(source_y + top / scale_y, source_y + bottom / scale_y, height, step)
+    (zoom_x, _, shift_x), (_, zoom_y, shift_y), _ = transform.tolist()
+    scale_x, scale_y = zoom_x * tile.width / width, zoom_y * tile.height / height  # output pixels per source pixel
+    origin_x, origin_y = zoom_x * tile.x + shift_x, zoom_y * tile.y + shift_y
+    step = _halvings(math.sqrt(scale_x * scale_y))
+    x1, x2 = _whole_pixels((left - origin_x) / scale_x, (right - origin_x) / scale_x, width, step)
+    y1, y2 = _whole_pixels((top - origin_y) / scale_y, (bottom - origin_y) / scale_y, height, step)
     part = _reduce(image[y1:y2, x1:x2], step)
     cv2.resize(part, (right - left, bottom - top), dst=canvas[top:bottom, left:right], interpolation=cv2.INTER_LINEAR)
     painted_x, painted_y = (right - left) / (x2 - x1), (bottom - top) / (y2 - y1)
@@ -201,11 +214,16 @@ def _paint_upright(
 
 
 def _paint_warped(
-    canvas: np.ndarray, image: np.ndarray, to_output: np.ndarray, visible: Rect, window: tuple[int, int, int, int]
+    canvas: np.ndarray, image: np.ndarray, tile: Tile, visible: Rect, transform: np.ndarray, window: Window
 ) -> np.ndarray:
-    """Warps the part of an image that the canvas holds into its window; returns the matrix of what was painted."""
+    """Warps the part of an image that the canvas holds into its window.
+
+    Returns:
+        3 x 3 matrix from coordinates normalised to the image to output pixels.
+    """
     height, width = image.shape[:2]
     left, top, right, bottom = window
+    to_output = transform @ translation(tile.x, tile.y) @ scaling(tile.width, tile.height)
     pixels_to_output = to_output @ scaling(1 / width, 1 / height)
     step = _halvings(math.sqrt(abs(float(np.linalg.det(pixels_to_output[:2, :2])))))
     x1, x2 = _whole_pixels(visible[0] * width, visible[2] * width, width, step)

@@ -248,13 +248,13 @@ class TestFlipAndMixup:
             (True, True, [70, 25, 90, 35]),
         ],
     )
-    def test_flip(self, vertically: bool, horizontally: bool, box: list[float]) -> None:
-        before = scene([[10, 5, 30, 15]])
-        after = flip(before, vertically, horizontally)
-        np.testing.assert_allclose(after.boxes_xyxy, [box])
+    def test_flip(self, vertically: bool, horizontally: bool, box: list[int]) -> None:
+        before = rng().integers(0, 256, (3, 40, 100), dtype=np.uint8)
+        after = before.copy()
+        np.testing.assert_allclose(flip(after, np.array([[10.0, 5, 30, 15]]), vertically, horizontally), [box])
         x1, y1, x2, y2 = box
-        patch = before.image[5:15, 10:30][:: -1 if vertically else 1, :: -1 if horizontally else 1]
-        np.testing.assert_array_equal(after.image[y1:y2, x1:x2], patch)
+        patch = before[:, 5:15, 10:30][:, :: -1 if vertically else 1, :: -1 if horizontally else 1]
+        np.testing.assert_array_equal(after[:, y1:y2, x1:x2], patch)
 
     def test_mixup(self) -> None:
         first, second = scene([[0, 0, 5, 5]]), scene([[1, 1, 9, 9], [2, 2, 3, 3]])
