@@ -56,7 +56,8 @@ def make_case(name: str, batch_size: int, size: int, device: torch.device) -> tu
     else:
         anchors = torch.tensor(ANCHORS, dtype=torch.float32) / torch.tensor(STRIDES)[:, None, None]
         loss = LOSSES[name][0](anchors, STRIDES, NUM_CLASSES)
-        shapes = [(batch_size, 3, *grid, 5 + NUM_CLASSES) for grid in grids] * (2 if name == "simota_aux" else 1)
+        branches = 2 if name == "simota_aux" else 1
+        shapes = [(batch_size, 3, *grid, 5 + NUM_CLASSES) for _ in range(branches) for grid in grids]
     maps = [torch.randn(shape, generator=generator).to(device).requires_grad_() for shape in shapes]
     return loss.to(device), maps
 

@@ -219,7 +219,6 @@ def reference_yolov8(loss: YOLOv8Loss, predictions: list[Tensor], targets: Tenso
             ciou = box_overlap(boxes[taken], wanted, "ciou", box_format="xyxy", height_eps=1e-7)
             box = box + ((1 - ciou) * score).sum()
             distances = torch.cat([points[taken] - wanted[:, :2], wanted[:, 2:] - points[taken]], 1)
-            distances = distances.clamp(0, loss.reg_max - 1.01)
             dfl = dfl + (distribution_focal_loss(logits[taken], distances) * score).sum()
             normaliser = normaliser + score.sum()
         cls = cls + F.binary_cross_entropy_with_logits(output[:, 4 * loss.reg_max :], class_targets, reduction="sum")

@@ -54,11 +54,12 @@ def distribution_focal_loss(logits: Tensor, distances: Tensor) -> Tensor:
 
     Args:
         logits: (M, S, R).
-        distances: (M, S) in [0, R - 1).
+        distances: (M, S), cut to [0, R - 1.01]: a distance beyond the last bin pulls towards it.
 
     Returns:
         (M,).
     """
+    distances = distances.clamp(0, logits.shape[2] - 1.01)
     below = distances.floor()
     share_above = distances - below
     log_probability = logits.log_softmax(2)  # (M, S, R)
@@ -174,7 +175,7 @@ class YOLOv8Loss(nn.Module):
         score = assignment.score.to(logits.dtype)
         ciou = box_overlap(predicted, target, "ciou", box_format="xyxy", height_eps=1e-7)
         distances = torch.cat([point - target[:, :2], target[:, 2:] - point], 1)
-        dfl = distribution_focal_loss(logits, distances.clamp(0, self.reg_max - 1 - 0.01))
+        dfl = distribution_focal_loss(logits, distances)
         return ((1 - ciou) * score).sum(), (dfl * score).sum()
 
 
