@@ -12,6 +12,7 @@ NOT_BUILT_IN = {
     "--upload_dataset": "Weights & Biases is not built in; every run writes TensorBoard events",
     "--bbox_interval": "Weights & Biases is not built in; every run writes TensorBoard events",
     "--artifact_alias": "Weights & Biases is not built in; every run writes TensorBoard events",
+    "--v5-metric": "the best epoch is always chosen by COCO's AP; test.py has --v5-metric",
     "--quad": "quad batches are not built in; use --multi-scale or a larger --img-size",
 }
 
@@ -94,7 +95,6 @@ def _add_outputs(parser: argparse.ArgumentParser, project: str) -> None:
     add("--val-period", type=int, default=1, help="validate every so many epochs, and after the last")
     add("--noplots", action="store_true", help="draw nothing")
     add("--save_period", "--save-period", type=int, default=-1, help="also keep a copy every so many epochs")
-    add("--v5-metric", action="store_true", help=argparse.SUPPRESS)
 
 
 def training_options(namespace: argparse.Namespace) -> dict[str, Any]:
@@ -102,7 +102,7 @@ def training_options(namespace: argparse.Namespace) -> dict[str, Any]:
     from utils.errors import UsageError
 
     values = vars(namespace).copy()
-    for name in ("resume", "local_rank", "v5_metric"):
+    for name in ("resume", "local_rank"):
         values.pop(name)
     sizes = values["img_size"]
     if len(sizes) > 2:

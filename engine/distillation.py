@@ -27,7 +27,7 @@ def head_spec(model: Model) -> HeadSpec:
 
 
 def adopt_anchors(student: Model, teacher: Model, hyp: Hyp) -> None:
-    """Gives the student the teacher's anchors where raw outputs are compared, which would mean other boxes otherwise."""
+    """Gives the student the teacher's anchors where raw outputs are compared: else they would mean other boxes."""
     settings = hyp.kd_losses.get("output")
     mine, theirs = student.head, teacher.head
     if not settings or not settings.get("weight", 1.0):

@@ -105,8 +105,8 @@ def test_distilled_student_is_a_plain_student(tiny: Path, base: list[str], teach
     assert teacher.read_bytes() == before
     run = tiny / "runs" / "student"
     columns = set(rows_of(run)[0])
-    for level in ("P3", "P4", "P5"):
-        assert {f"train/kd/fgd/{level}", f"train/kd/output/{level}"} <= columns
+    assert {f"train/kd/fgd/{level}" for level in ("P3", "P4", "P5")} <= columns
+    assert {f"train/kd/output/{part}" for part in ("box", "obj", "cls")} <= columns
     assert all(float(rows_of(run)[0][c]) > 0 for c in columns if "kd/" in c)
     from models.yolo import Model
 
