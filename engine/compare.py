@@ -9,9 +9,12 @@ import json
 import shlex
 import subprocess
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import yaml
 
 from engine.checkpoint import load_checkpoint
 from engine.config import read_hyp
@@ -19,6 +22,7 @@ from engine.experiment import Experiment
 from utils.errors import UserError
 from utils.logging import LOGGER
 from utils.paths import file_hash
+from utils.yaml_io import load_yaml
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -43,15 +47,14 @@ def train_all(experiment: Experiment, folder: Path) -> list[Run]:
     jobs = [(arm, seed) for arm in experiment.arms for seed in experiment.seeds]
     for number, (arm, seed) in enumerate(jobs, 1):
         settings = experiment.arms[arm]
-        hyp = settings.get("hyp", experiment.hyp)
+        hyp = merged_hyp(experiment, settings, folder / "hyp" / f"{arm}.yaml")
         distil = settings.get("distil", read_hyp(hyp).distills)
-        words = ["train_distill.py" if distil else "train.py", "--cfg", experiment.student, "--hyp", hyp]
+        words = ["train_distill.py" if distil else "train.py", "--cfg", experiment.student]
         if experiment.student_weights:
             words += ["--weights", experiment.student_weights]
         if distil:
             words += ["--teacher-weights", str(teacher.weights)]
-        words += ["--seed", str(seed), "--epochs", str(experiment.epochs), "--patience", "0"]
-        words += ["--batch-size", str(experiment.batch_size), "--img-size", str(experiment.img_size)]
+        words += shared_flags(experiment, hyp, {"seed": seed, "epochs": experiment.epochs})
         LOGGER.info(f"\n[{number}/{len(jobs)}] {arm}, seed {seed}")
         runs.append(Run(arm, seed, train_one(experiment, folder, f"{arm}-seed{seed}", words)))
     return runs
@@ -59,29 +62,47 @@ def train_all(experiment: Experiment, folder: Path) -> list[Run]:
 
 def train_teacher(experiment: Experiment, folder: Path) -> Run:
     """The teacher: a file that is there, or one trained on the experiment's data."""
-    settings = dict(experiment.teacher)
+    settings = experiment.teacher
+    seed = int(settings.get("seed", 0))
     if settings.get("weights"):
         path = Path(settings["weights"])
         if not path.is_file():
             raise UserError(
                 f"teacher weights {path} do not exist; correct the experiment file, or give cfg: to train one"
             )
-        return Run("teacher", int(settings.get("seed", 0)), path)
+        return Run("teacher", seed, path)
     words = ["train.py"]
     for key, flag in (("cfg", "--cfg"), ("start", "--weights")):
         if settings.get(key):
             words += [flag, str(settings[key])]
-    words += ["--hyp", str(settings.get("hyp", experiment.hyp)), "--seed", str(settings.get("seed", 0))]
-    words += [
-        "--epochs",
-        str(settings.get("epochs", experiment.epochs)),
-        "--patience",
-        str(settings.get("patience", 0)),
-    ]
-    words += ["--batch-size", str(settings.get("batch_size", experiment.batch_size))]
-    words += ["--img-size", str(settings.get("img_size", experiment.img_size))]
+    words += shared_flags(experiment, merged_hyp(experiment, settings, folder / "hyp" / "teacher.yaml"), settings)
     LOGGER.info("\n[teacher]")
-    return Run("teacher", int(settings.get("seed", 0)), train_one(experiment, folder, "teacher", words))
+    return Run("teacher", seed, train_one(experiment, folder, "teacher", words))
+
+
+def shared_flags(experiment: Experiment, hyp: Path, settings: Mapping[str, Any]) -> list[str]:
+    """Flags that every training has; `settings` may have its own seed, epochs, batch_size, img_size and patience."""
+    values = {
+        "hyp": hyp,
+        "seed": settings.get("seed", 0),
+        "epochs": settings.get("epochs", experiment.epochs),
+        "patience": settings.get("patience", 0),
+        "batch-size": settings.get("batch_size", experiment.batch_size),
+        "img-size": settings.get("img_size", experiment.img_size),
+    }
+    return [word for name, value in values.items() for word in (f"--{name}", str(value))]
+
+
+def merged_hyp(experiment: Experiment, settings: Mapping[str, Any], path: Path) -> Path:
+    """Writes a hyper-parameter file with the changes of the experiment and then of the arm, and checks it."""
+    source = settings.get("hyp", experiment.hyp)
+    values = {**load_yaml(source, "hyper-parameter file"), **experiment.changes, **settings.get("changes", {})}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(
+        f"# {source} with the changes of the experiment {experiment.name}\n" + yaml.safe_dump(values, sort_keys=False)
+    )
+    read_hyp(path)
+    return path
 
 
 def train_one(experiment: Experiment, folder: Path, name: str, words: list[str]) -> Path:

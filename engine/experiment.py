@@ -10,8 +10,8 @@ from typing import Any
 from utils.errors import UserError
 from utils.yaml_io import check_keys, load_yaml
 
-TEACHER_KEYS = ("weights", "start", "cfg", "hyp", "epochs", "seed", "batch_size", "img_size", "patience")
-ARM_KEYS = ("hyp", "distil")
+TEACHER_KEYS = ("weights", "start", "cfg", "hyp", "changes", "epochs", "seed", "batch_size", "img_size", "patience")
+ARM_KEYS = ("hyp", "changes", "distil")
 
 
 @dataclass(frozen=True)
@@ -24,8 +24,10 @@ class Experiment:
         student: architecture of the student, trained from scratch unless `student_weights` is given.
         student_weights: checkpoint that every arm's student starts from.
         teacher: {weights} of a trained teacher, or what to train one from: {cfg or start, hyp, epochs, ...}.
-        arms: name -> {hyp, distil}. An arm is distilled when its hyp file has kd_losses, unless `distil` says no.
+        arms: name -> {hyp, changes, distil}. `changes` replaces values of the hyp file. An arm is distilled when
+            the result has kd_losses, unless `distil` says no.
         hyp: hyper-parameters of the arms that name none.
+        changes: values that replace those of every hyp file, the teacher's too.
         epochs: length of every arm; equal for all, or nothing could be concluded.
         seeds: one run of every arm for each.
         split: where the final figures come from: val or test.
@@ -38,6 +40,7 @@ class Experiment:
     teacher: Mapping[str, Any]
     arms: Mapping[str, Mapping[str, Any]]
     hyp: str = "hyp/scratch-low.yaml"
+    changes: Mapping[str, Any] = field(default_factory=dict)
     student_weights: str = ""
     epochs: int = 100
     batch_size: int = 16
