@@ -183,4 +183,4 @@ def read_boxes(targets: Tensor, width: float, height: float) -> Boxes:
     """(T, 6) rows [image, class, cx, cy, w, h] normalised -> boxes in pixels; a negative image marks padding."""
     image = targets[:, 0].long()
     boxes_xyxy = cxcywh_to_xyxy(denormalise(targets[:, 2:6], width, height))
-    return Boxes(image.clamp(min=0), targets[:, 1].long(), boxes_xyxy, image >= 0)
+    return Boxes(image.clamp(min=0), targets[:, 1].long().clamp(min=0), boxes_xyxy, image >= 0)
