@@ -24,6 +24,8 @@ from utils.errors import UserError
 PROBABILITIES = ("flipud", "fliplr", "mosaic", "mosaic9", "mixup", "copy_paste", "paste_in")
 SHARES = (*PROBABILITIES, "hsv_h", "hsv_s", "hsv_v", "translate", "scale")
 
+HSV_ROWS = 64  # converted at a time: what is in between stays in the processor's cache
+
 
 @dataclass(frozen=True)
 class AugmentConfig:
@@ -153,9 +155,12 @@ def adjust_hsv(image: np.ndarray, gains: np.ndarray) -> None:
     """
     # The full-range variant holds hue in 256 steps instead of 180 and converts faster. A per-channel factor equals the
     # usual look-up tables, except that a hue pushed past red stays there instead of wrapping by a degree or two.
-    hsv = cv2.cvtColor(image, cv2.COLOR_BGR2HSV_FULL)
-    cv2.transform(hsv, np.diag(gains).astype(np.float32), dst=hsv)
-    cv2.cvtColor(hsv, cv2.COLOR_HSV2BGR_FULL, dst=image)
+    factors = np.diag(gains).astype(np.float32)
+    for top in range(0, len(image), HSV_ROWS):
+        rows = image[top : top + HSV_ROWS]
+        hsv = cv2.cvtColor(rows, cv2.COLOR_BGR2HSV_FULL)
+        cv2.transform(hsv, factors, dst=hsv)
+        cv2.cvtColor(hsv, cv2.COLOR_HSV2BGR_FULL, dst=rows)
 
 
 def flip(planes: np.ndarray, boxes_xyxy: np.ndarray, vertically: bool, horizontally: bool) -> np.ndarray:

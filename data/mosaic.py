@@ -232,7 +232,7 @@ def _paint_warped(
     to_window = translation(-left, -top) @ pixels_to_output @ translation(x1, y1)
     to_window = to_window @ scaling((x2 - x1) / part.shape[1], (y2 - y1) / part.shape[0])
     # OpenCV counts from the centres of pixels, everything here from their edges: hence the halves. The border of one
-    # pixel lets neighbouring tiles meet: a transparent warp leaves out what lies beyond the centres of the outer pixels.
+    # pixel lets neighbouring tiles meet: a transparent warp ends at the centres of the outer pixels.
     part = cv2.copyMakeBorder(part, 1, 1, 1, 1, cv2.BORDER_REPLICATE)
     to_window = translation(-0.5, -0.5) @ to_window @ translation(-0.5, -0.5)
     size, target = (right - left, bottom - top), canvas[top:bottom, left:right]
