@@ -20,6 +20,7 @@ from losses.functional import binary_cross_entropy, masked_mean, smoothed_target
 from losses.iou import box_overlap
 from losses.simota import CandidateBoxes, match
 from losses.task_aligned import Boxes, Outputs, TaskAlignedAssigner
+from losses.yolov8 import distribution_focal_loss
 from utils.errors import UserError
 
 STRIDES = (8, 16)
@@ -278,6 +279,15 @@ class TestTaskAlignedAssignment:
         found = TaskAlignedAssigner(min_side=16.0)(outputs, boxes)
         assert sorted(found.point[found.valid].tolist()) == [0, 1]
         assert YOLOv8Loss(STRIDES, 1, enlarge_small_boxes=True).assigner.min_side == 16.0
+
+
+def test_distribution_focal_loss() -> None:
+    # Scores .1, .2, .4, .3 of the bins 0 to 3; the distance 2.25 is a quarter of the way from bin 2 to bin 3, and one
+    # beyond the last bin counts as 2.99.
+    logits = torch.tensor([0.1, 0.2, 0.4, 0.3]).log().expand(2, 1, 4)
+    expected = [-0.75 * math.log(0.4) - 0.25 * math.log(0.3), -0.01 * math.log(0.4) - 0.99 * math.log(0.3)]
+    distances = torch.tensor([[2.25], [7.0]])
+    assert distribution_focal_loss(logits, distances).tolist() == pytest.approx(expected, rel=1e-5)
 
 
 @pytest.mark.parametrize("name", LOSSES)
