@@ -13,6 +13,9 @@ from data.shapes import BODY, DETAIL, DISTRACTORS, FIXED, OBJECTS, RADIUS, Shape
 
 CLASS_NAMES = tuple(OBJECTS)
 
+# Blue, green, red of each pair of classes: what most of its objects look like, give or take a quarter of the range.
+_TINTS = ((40, 210, 230), (190, 190, 190), (220, 90, 40), (50, 50, 220), (40, 170, 50), (200, 60, 190))
+
 Box = tuple[int, int, int, int]  # x1, y1, x2, y2 in pixels
 
 _DISTRACTOR_NAMES = tuple(DISTRACTORS)
@@ -64,8 +67,9 @@ def render_scene(size: int, random: RandomIntegers) -> tuple[np.ndarray, list[tu
         if centre is None:
             continue
         which = random.below(len(CLASS_NAMES) if is_object else len(_DISTRACTOR_NAMES))
-        shape = _SHAPES[CLASS_NAMES[which] if is_object else _DISTRACTOR_NAMES[which]]
-        box = _draw(image, shape, diameter, centre, ground, random)
+        name = CLASS_NAMES[which] if is_object else _DISTRACTOR_NAMES[which]
+        tint = _TINTS[which // 2] if is_object and random.below(4) else None
+        box = _draw(image, _SHAPES[name], diameter, centre, _colors(ground, tint, random), random)
         if box is None:
             continue
         taken.append(box)
@@ -96,9 +100,14 @@ def _free_place(size: int, diameter: int, taken: list[Box], random: RandomIntege
 
 
 def _draw(
-    image: np.ndarray, shape: Shape, diameter: int, centre: tuple[int, int], ground: np.ndarray, random: RandomIntegers
+    image: np.ndarray,
+    shape: Shape,
+    diameter: int,
+    centre: tuple[int, int],
+    colors: list[np.ndarray],
+    random: RandomIntegers,
 ) -> Box | None:
-    """Paints a shape, turned, squeezed and coloured at random.
+    """Paints a shape, turned, squeezed, mirrored and shaded at random.
 
     Returns:
         Its box within the image, or None when too little of it is inside.
@@ -115,7 +124,6 @@ def _draw(
     for tone, polygon in shape:
         vertices = np.array(polygon, np.int64) @ matrix * scale // (RADIUS * 16384 * 16)
         fill_polygon(tones, vertices + reach * samples * FIXED, tone)
-    colors = _contrasting_colors(ground, random)
     shading = random.between(-40, 40)
     side, end = len(image), 2 * reach
     rows, columns = slice(max(0, -top), min(end, side - top)), slice(max(0, -left), min(end, side - left))
@@ -148,13 +156,15 @@ def _box_of(mask: np.ndarray, left: int, top: int) -> Box | None:
     return left + int(columns[0]), top + int(rows[0]), left + int(columns[-1]) + 1, top + int(rows[-1]) + 1
 
 
-def _contrasting_colors(ground: np.ndarray, random: RandomIntegers) -> list[np.ndarray]:
-    """Two colours, the first different from the ground and the second from the first."""
+def _colors(ground: np.ndarray, tint: tuple[int, int, int] | None, random: RandomIntegers) -> list[np.ndarray]:
+    """Two colours: the first near the tint if there is one and unlike the ground, the second unlike the first."""
     colors: list[np.ndarray] = []
     reference = ground
     for _ in range(2):
         for _ in range(8):
             color = random.bytes(3).astype(np.int16)
+            if tint and not colors:
+                color = np.array(tint, np.int16) + (color >> 1) - 64
             if np.abs(color - reference).sum() > 160:
                 break
         colors.append(color)
@@ -177,6 +187,7 @@ def _background(size: int, random: RandomIntegers) -> tuple[np.ndarray, np.ndarr
         texture = fine
     mix = ((coarse * 5 + texture * 2 + fine) >> 4).astype(np.int16)  # (size, size), 0 ... 127
     dark, light = random.bytes(3).astype(np.int16), random.bytes(3).astype(np.int16)
+    dark, light = ((color * 3 + color.sum(dtype=np.int16)) // 6 for color in (dark, light))  # muted
     contrast = (light - dark) * random.between(45, 100) >> 7
     light = dark + contrast
     ground = dark + (contrast * mix[..., None] >> 7)
