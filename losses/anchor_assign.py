@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from losses.functional import denormalise
+from losses.functional import denormalise, to_device
 
 
 class TargetGroups(NamedTuple):
@@ -25,7 +25,7 @@ class TargetGroups(NamedTuple):
     valid: Tensor  # (G, N)
 
     def to(self, device: torch.device) -> TargetGroups:
-        return TargetGroups(*(tensor.to(device, non_blocking=True) for tensor in self))
+        return TargetGroups(*(to_device(tensor, device) for tensor in self))
 
 
 class Candidates(NamedTuple):
@@ -38,7 +38,7 @@ class Candidates(NamedTuple):
     valid: Tensor  # (G, K)
 
     def to(self, device: torch.device) -> Candidates:
-        return Candidates(*(tensor.to(device, non_blocking=True) for tensor in self))
+        return Candidates(*(to_device(tensor, device) for tensor in self))
 
 
 class Assignment(NamedTuple):

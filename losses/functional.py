@@ -7,6 +7,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 FOCAL_ALPHA = 0.25
+LOW_BITS = (1 << 32) - 1
+PAIRS_AT_ONCE = 1 << 22  # bounds the memory of a matching: values held in one tensor of rows times columns
 
 
 def smoothed_targets(label_smoothing: float) -> tuple[float, float]:
@@ -71,3 +73,34 @@ def denormalise(boxes_cxcywh: Tensor, width: float, height: float) -> Tensor:
     """(..., 4) boxes as fractions of an image -> in the unit in which the image has this width and height."""
     cx, cy, w, h = boxes_cxcywh.unbind(-1)
     return torch.stack([cx * width, cy * height, w * width, h * height], -1)
+
+
+def sortable(values: Tensor, order: Tensor) -> Tensor:
+    """Whole numbers that sort as float32 values do, and as `order` where values are equal.
+
+    A sort or a top-k of floats leaves the order of equal ones open, and it differs between devices.
+
+    Args:
+        values: (...) float32, not negative; infinity sorts last.
+        order: (...) int64 in [0, 2 ** 32); `sorted_order` gives it back.
+    """
+    # The bits of floats that are not negative sort as the floats do.
+    return (values.view(torch.int32).long() << 32) + order
+
+
+def sorted_order(numbers: Tensor) -> Tensor:
+    """The `order` that `sortable` put into its numbers."""
+    return numbers & LOW_BITS
+
+
+def row_blocks(num_rows: int, num_columns: int) -> list[slice]:
+    """Blocks of rows such that rows times columns stays within `PAIRS_AT_ONCE`, or of one row."""
+    step = max(1, PAIRS_AT_ONCE // max(1, num_columns))
+    return [slice(start, start + step) for start in range(0, num_rows, step)]
+
+
+def to_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """Copies without waiting for what the device still has to do."""
+    if tensor.device.type == "cpu" and device.type == "cuda":
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)

@@ -10,13 +10,11 @@ from torch import Tensor
 
 from losses.anchor_assign import Assignment, Candidates, TargetGroups, assign, find_candidates, group_targets
 from losses.anchor_based import AnchorLoss, compute_dtype, decode_boxes
-from losses.functional import denormalise
+from losses.functional import denormalise, row_blocks, sortable, sorted_order
 from utils.boxes import cxcywh_to_xyxy
 
-PAIRS_AT_ONCE = 1 << 22  # bounds the memory of the matching: (target, candidate) pairs held in one tensor
 IOU_COST = 3.0
-LOW_BITS = (1 << 32) - 1
-UNAFFORDABLE = 0x7F800000 << 32  # rank of an infinite cost
+UNAFFORDABLE = 0x7F800000 << 32  # the bits of infinity: what `sortable` makes of an infinite cost
 
 
 class CandidateBoxes(NamedTuple):
@@ -92,9 +90,7 @@ def match(
     cheapest = torch.full_like(candidates.image, UNAFFORDABLE)
     column = torch.arange(num_candidates, device=classes.device) * num_boxes
     k_max = min(topk, num_candidates)
-    step = max(1, PAIRS_AT_ONCE // max(1, num_groups * num_candidates))
-    for start in range(0, num_boxes, step):
-        some = slice(start, start + step)
+    for some in row_blocks(num_boxes, num_groups * num_candidates):
         ious = pair_ious(target_boxes_xyxy[:, some], candidates.boxes_xyxy)  # (G, n, K)
         costs = candidates.class_costs[group, classes[:, some]]  # (G, n, K)
         if num_groups == 1:  # one group may hold the boxes of several images
@@ -104,20 +100,14 @@ def match(
         k = ious.topk(k_max, 2).values.sum(2).int().clamp_(min=1)  # (G, n)
         costs -= IOU_COST * ious.add_(1e-8).log_()
         position = torch.arange(num_boxes, device=k.device)[some, None]  # (n, 1)
-        ranks = _rank(costs, column + position)  # (G, n, K)
+        ranks = sortable(costs.clamp_(min=0), column + position)  # (G, n, K)
         cheapest = torch.minimum(cheapest, ranks.amin(1))
 
         rank, place = ranks.topk(k_max, 2, largest=False)  # (G, n, k_max)
         takes = (rank < UNAFFORDABLE) & (torch.arange(k_max, device=k.device) < k[..., None])
         taken.scatter_add_(1, place.flatten(1), takes.flatten(1).to(taken.dtype))
         taker.scatter_reduce_(1, place.flatten(1), torch.where(takes, position, 0).flatten(1), "amax")
-    return torch.where(taken > 1, (cheapest & LOW_BITS) % num_boxes, taker), taken > 0
-
-
-def _rank(costs: Tensor, order: Tensor) -> Tensor:
-    """Whole numbers that sort as the float32 costs do, and as `order` (32 bits) where costs are equal."""
-    # The bits of floats that are not negative sort as the floats; without this, equal costs come in any order.
-    return (costs.clamp_(min=0).view(torch.int32).long() << 32) + order
+    return torch.where(taken > 1, sorted_order(cheapest) % num_boxes, taker), taken > 0
 
 
 class SimOTALoss(AnchorLoss):

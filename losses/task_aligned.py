@@ -7,10 +7,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from losses.functional import row_blocks, sortable, sorted_order
 from losses.iou import box_overlap
 
-PAIRS_AT_ONCE = 1 << 22  # bounds the memory: (box, point) pairs held in one tensor
-LOW_BITS = (1 << 32) - 1
 EPS = 1e-9
 
 
@@ -69,17 +68,15 @@ class TaskAlignedAssigner(NamedTuple):
         """
         num_images, num_points = outputs.scores.shape[0], outputs.scores.shape[2]
         num_boxes, k = len(targets.image), min(self.topk, num_points)
-        # For each point, the box that it overlaps most: the bits of the overlap, then those of the row, counted down.
+        # For each point, the box that it overlaps most; of equal ones the first, hence rows counted from the end.
         closest = torch.full((num_images, num_points), -1, device=targets.image.device)
         metric, point = targets.boxes_xyxy.new_zeros(num_boxes, k), targets.image.new_zeros(num_boxes, k)
-        step = max(1, PAIRS_AT_ONCE // num_points)
         row = torch.arange(num_boxes, device=targets.image.device)
-        for start in range(0, num_boxes, step):
-            some = slice(start, start + step)
+        for some in row_blocks(num_boxes, num_points):
             part = Boxes(*(tensor[some] for tensor in targets))
             overlaps, metrics, inside = self._compare(outputs, part)  # (n, P)
             metric[some], point[some] = metrics.topk(k, 1)
-            keys = (overlaps.float().view(torch.int32).long() << 32) + (LOW_BITS - row[some, None])
+            keys = sortable(overlaps.float(), num_boxes - row[some, None])
             index = part.image[:, None].expand_as(keys)
             closest.scatter_reduce_(0, index, keys.masked_fill_(~inside, -1), "amax")
 
@@ -91,7 +88,7 @@ class TaskAlignedAssigner(NamedTuple):
         first = first.scatter_reduce(0, position, torch.where(takes, entry, len(position)), "amin")
         valid = takes & (first[position] == entry)
         own = row[:, None].expand_as(point).flatten()
-        target = torch.where(times[position] > 1, LOW_BITS - (closest.view(-1)[position] & LOW_BITS), own)
+        target = torch.where(times[position] > 1, num_boxes - sorted_order(closest.view(-1)[position]), own)
         target = torch.where(valid, target, own)
         image = targets.image[own]
         score = self._target_scores(outputs, targets, image, point.flatten(), target, valid)

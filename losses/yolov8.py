@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from losses.anchor_based import check_targets, compute_dtype
-from losses.functional import denormalise
+from losses.functional import denormalise, to_device
 from losses.iou import box_overlap
 from losses.task_aligned import Boxes, Outputs, PointAssignment, TaskAlignedAssigner
 from utils.boxes import cxcywh_to_xyxy
@@ -135,7 +135,7 @@ class YOLOv8Loss(nn.Module):
             distance_logits, class_logits = outputs.split([4 * self.reg_max, self.num_classes], 1)
             points, strides = make_points(grids, self.strides, device, dtype)
             height, width = grids[0][0] * self.strides[0], grids[0][1] * self.strides[0]
-            boxes = read_boxes(targets.to(device, dtype, non_blocking=True), width, height)
+            boxes = read_boxes(to_device(targets.to(dtype), device), width, height)
 
             assignment = self.assigner(self._look(distance_logits, class_logits, points, strides), boxes)
             normaliser = assignment.score.sum().clamp(min=1)

@@ -11,8 +11,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import DynamicOutputShapeException, FakeTensorMode
 
 import losses.anchor_assign
-import losses.simota
-import losses.task_aligned
+import losses.functional
 from benchmarks.reference_losses import reference_simota, reference_yolov5, reference_yolov8
 from losses import LOSSES, SimOTALoss, YOLOv5Loss, YOLOv8Loss
 from losses.anchor_assign import assign, find_candidates, group_targets
@@ -306,8 +305,7 @@ class TestEveryLoss:
         expected = value_and_gradients(loss, maps, targets)
         monkeypatch.setattr(losses.anchor_assign, "sizes_readable", lambda tensor: False)
         for pairs in (1 << 22, 1):
-            monkeypatch.setattr(losses.simota, "PAIRS_AT_ONCE", pairs)
-            monkeypatch.setattr(losses.task_aligned, "PAIRS_AT_ONCE", pairs)
+            monkeypatch.setattr(losses.functional, "PAIRS_AT_ONCE", pairs)
             for ours, other in zip(value_and_gradients(loss, maps, targets), expected):
                 torch.testing.assert_close(ours, other, rtol=1e-5, atol=1e-6 * other.abs().max().item())
 
