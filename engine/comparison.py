@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
+import math
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -111,14 +113,27 @@ def write_report(experiment: Experiment, rows: list[dict[str, Any]], folder: Pat
             f"{len(experiment.seeds)} seed(s): differences below about 0.01 AP are within what a seed changes.",
         ]
     text = "\n".join(lines)
-    (folder / "report.md").write_text(text + "\n")
+    (folder / "report.md").write_text(text + "\n", encoding="utf-8")
     content = {"experiment": asdict(experiment), "environment": environment(), "summary": summary, "runs": rows}
-    (folder / "report.json").write_text(json.dumps(content, indent=2, default=list) + "\n")
+    (folder / "report.json").write_text(json.dumps(_valid_json(content), indent=2) + "\n")
     return text
+
+
+def _valid_json(value: Any) -> Any:
+    """`value` with null for the figures that there were no boxes to measure by, which are NaN."""
+    if isinstance(value, Mapping):
+        return {str(key): _valid_json(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_valid_json(item) for item in value]
+    return None if isinstance(value, float) and math.isnan(value) else value
 
 
 def _figure(mean_and_spread: tuple[float, float], runs: int, form: str = ".4f") -> str:
     mean, spread = mean_and_spread
+    if math.isnan(mean):
+        return "-"  # no object of that kind in the split
+    if math.isnan(mean):
+        return "-"
     return f"{mean:{form}}" if runs < 2 else f"{mean:{form}} ± {spread:.4f}"
 
 
