@@ -6,12 +6,12 @@ from __future__ import annotations
 
 import argparse
 
-from engine.cli import run_command
+from utils.cli import CommandParser, run_command
 
 
 def main() -> None:
     """Parses the flags and runs the experiment."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser = CommandParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("--experiment", default="experiments/demo.yaml", help="what is compared with what")
     parser.add_argument(
         "--project", default="runs/compare", help="folder of the experiments; finished trainings in it are used again"

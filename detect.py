@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from engine.cli import run_command
+from utils.cli import CommandParser, run_command
 
 OUTPUT_FLAGS = ("save_txt", "save_conf", "save_csv", "save_crop", "line_thickness", "hide_labels", "hide_conf")
 
@@ -12,7 +12,7 @@ OUTPUT_FLAGS = ("save_txt", "save_conf", "save_csv", "save_crop", "line_thicknes
 def build_parser() -> argparse.ArgumentParser:
     """Upstream YOLOv7's flags and defaults, with what YOLOv5 has besides."""
     formatter = argparse.ArgumentDefaultsHelpFormatter
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=formatter)
+    parser = CommandParser(description=__doc__, formatter_class=formatter)
     add = parser.add_argument
     add("--weights", nargs="+", default=["yolov7.pt"], help="checkpoints, ours or upstream's; several are an ensemble")
     add(

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import argparse
 
-from engine.cli import run_command
+from utils.cli import CommandParser, run_command
 
 
 def build_parser() -> argparse.ArgumentParser:
     """Upstream YOLOv7's flags and defaults, with YOLOv5's spellings as aliases."""
     formatter = argparse.ArgumentDefaultsHelpFormatter
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=formatter)
+    parser = CommandParser(description=__doc__, formatter_class=formatter)
     add = parser.add_argument
     add("--weights", nargs="+", default=["yolov7.pt"], help="checkpoints, ours or upstream's; several are an ensemble")
     add("--data", default="data/coco.yaml", help="data set yaml")

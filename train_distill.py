@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 from engine.arguments import training_options, training_parser
-from engine.cli import run_command
+from utils.cli import run_command
 
 
 def main() -> None:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import sys
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -18,7 +17,7 @@ from data.config import SPLITS, DatasetConfig, ensure_dataset, load_dataset_conf
 from data.label_rows import label_path
 from data.labels import build_index
 from data.records import DatasetIndex, Problem
-from utils.errors import UserError
+from utils.cli import CommandParser, run_command
 from utils.logging import LOGGER, setup_logging
 from utils.paths import file_hash
 
@@ -143,30 +142,25 @@ def _problem_list(problems: Sequence[Problem], limit: int) -> str:
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser("data.audit", description="What is wrong with a data set, and what is in it")
+    parser = CommandParser("data.audit", description="What is wrong with a data set, and what is in it")
     parser.add_argument("--data", type=Path, required=True, help="data yaml")
     parser.add_argument("--limit", type=int, default=20, help="problems of a kind that are listed")
     parser.add_argument("--no-cache", action="store_true", help="check every file again, keep nothing")
     return parser.parse_args(argv)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command; returns its exit code."""
+def main(argv: Sequence[str] | None = None) -> None:
+    """Runs the command."""
     args = parse_args(argv)
     setup_logging()
-    try:
-        config = ensure_dataset(load_dataset_config(args.data))
-        sources = {split: getattr(config, split) for split in SPLITS if getattr(config, split)}
-        indices = {
-            split: build_index(paths, config.nc, cache=not args.no_cache, prefix=split, quiet=True)
-            for split, paths in sources.items()
-        }
-        LOGGER.info(report(config, indices, args.limit))
-    except UserError as error:
-        LOGGER.error(f"error: {error}")
-        return error.exit_code
-    return 0
+    config = ensure_dataset(load_dataset_config(args.data))
+    sources = {split: getattr(config, split) for split in SPLITS if getattr(config, split)}
+    indices = {
+        split: build_index(paths, config.nc, cache=not args.no_cache, prefix=split, quiet=True)
+        for split, paths in sources.items()
+    }
+    LOGGER.info(report(config, indices, args.limit))
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_command(main)

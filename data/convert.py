@@ -8,7 +8,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,15 +15,14 @@ from data.coco import read_coco, split_of
 from data.config import SPLITS
 from data.conversion import Report, write_dataset
 from data.voc import read_voc
-from utils.errors import UsageError, UserError
+from utils.cli import CommandParser, run_command
+from utils.errors import UsageError
 from utils.logging import LOGGER, setup_logging
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        "data.convert", description="VOC or COCO annotations to a data set in YOLO's format"
-    )
+    parser = CommandParser("data.convert", description="VOC or COCO annotations to a data set in YOLO's format")
     formats = parser.add_subparsers(dest="format", required=True)
     voc = formats.add_parser("voc", help="Pascal VOC: Annotations/*.xml, JPEGImages, ImageSets/Main/*.txt")
     voc.add_argument("--source", type=Path, nargs="+", required=True, help="folders that hold Annotations/")
@@ -96,18 +94,13 @@ def _split_pair(spec: str) -> tuple[str, str]:
     return split, (name or split).removesuffix(".txt")
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command; returns its exit code."""
+def main(argv: Sequence[str] | None = None) -> None:
+    """Runs the command."""
     args = parse_args(argv)
     setup_logging()
-    try:
-        path, report = convert(args)
-    except UserError as error:
-        LOGGER.error(f"error: {error}")
-        return error.exit_code
+    path, report = convert(args)
     LOGGER.info(f"{report.text()}\n{path} written")
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_command(main)

@@ -8,7 +8,9 @@ from typing import Any
 
 
 class DistillError(ValueError):
-    """A student, a teacher or a setting that cannot be distilled as asked."""
+    """A student, a teacher or a setting that cannot be distilled as asked; a command ends with `exit_code`."""
+
+    exit_code = 1
 
 
 def unknown_name(kind: str, name: object, known: Iterable[str], where: str) -> DistillError:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
+from utils.cli import CommandParser
+
 NOT_BUILT_IN = {
     "--evolve": "hyper-parameter evolution is not built in",
     "--bucket": "uploads to a bucket are not built in",
@@ -35,7 +37,7 @@ def training_parser(description: str, hyp: str, project: str) -> argparse.Argume
         hyp: default hyper-parameter file.
         project: default folder of the runs.
     """
-    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser = CommandParser(description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     _add_inputs(parser, hyp)
     _add_length_and_data(parser)
     _add_optimisation(parser)

@@ -338,6 +338,6 @@ def _first_faults(report: TransferReport) -> str:
 
 if __name__ == "__main__":
     from engine.checkpoint_cli import main
-    from engine.cli import run_command
+    from utils.cli import run_command
 
     run_command(main)

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Iterator
 from pathlib import Path
 
 from engine.checkpoint import Checkpoint, load_checkpoint, save_checkpoint, to_payload
+from utils.cli import CommandParser
 from utils.errors import UsageError
 
 
 def main() -> int:
     """Parses the command line and runs it."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="python -m engine.checkpoint", description="Looks into .pt files, without executing anything in them."
     )
     commands = parser.add_subparsers(dest="command", required=True)

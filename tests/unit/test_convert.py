@@ -14,15 +14,24 @@ import pytest
 from data.coco import split_of
 from data.config import load_dataset_config
 from data.conversion import assign_splits
-from data.convert import main
+from data.convert import main as convert
 from data.labels import build_index
 from tests.golden import shared_path
+from utils.cli import run_command
 from utils.errors import UsageError
 
 
 @pytest.fixture(autouse=True)
 def own_cache_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+def main(words: list[str]) -> int:
+    """Runs the command; returns its exit code."""
+    with pytest.raises(SystemExit) as ending:
+        run_command(lambda: convert(words))
+    assert isinstance(ending.value.code, int)
+    return ending.value.code
 
 
 def write_image(path: Path, size: tuple[int, int] = (100, 50)) -> None:
@@ -174,19 +183,19 @@ class TestVoc:
         self, voc: Path, capsys: pytest.CaptureFixture[str], flags: list[str], code: int, message: str
     ) -> None:
         assert self.run(voc, *flags)[0] == code
-        text = capsys.readouterr().out
+        text = capsys.readouterr().err
         assert text.startswith("error: ") and message in text and text.count("\n") == 1
 
     def test_wrong_source_and_used_out(self, voc: Path, capsys: pytest.CaptureFixture[str]) -> None:
         assert main(["voc", "--source", str(voc / "JPEGImages"), "--out", str(voc.parent / "out")]) == 1
-        assert "has no folder Annotations" in capsys.readouterr().out
+        assert "has no folder Annotations" in capsys.readouterr().err
         assert main(["voc", "--source", str(voc), "--out", str(voc)]) == 1
-        assert "is not empty" in capsys.readouterr().out
+        assert "is not empty" in capsys.readouterr().err
 
     def test_image_in_two_lists(self, voc: Path, capsys: pytest.CaptureFixture[str]) -> None:
         voc_list(voc, "val", "a", "b")
         assert self.run(voc)[0] == 1
-        assert "names a, which is in the train split already" in capsys.readouterr().out
+        assert "names a, which is in the train split already" in capsys.readouterr().err
 
     def test_bccd(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         out = tmp_path / "bccd"
@@ -289,13 +298,13 @@ class TestCoco:
         self, root: Path, capsys: pytest.CaptureFixture[str], changes: dict[str, Any], message: str
     ) -> None:
         assert self.run(root, {"train.json": coco_document(**changes)})[0] == 1
-        assert message in capsys.readouterr().out
+        assert message in capsys.readouterr().err
 
     def test_files_that_disagree(self, root: Path, capsys: pytest.CaptureFixture[str]) -> None:
         documents = self.split()
         documents["instances_val.json"] = documents["instances_val.json"] | {"categories": [{"id": 3, "name": "cow"}]}
         assert self.run(root, documents)[0] == 1
-        assert "category 3 is 'cow' here and 'dog' in another file" in capsys.readouterr().out
+        assert "category 3 is 'cow' here and 'dog' in another file" in capsys.readouterr().err
 
     def test_split_of_a_file(self) -> None:
         assert split_of("x/instances_val2017.json") == ("val", Path("x/instances_val2017.json"))

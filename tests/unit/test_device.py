@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from distill.errors import DistillError
-from engine.cli import run_command
+from utils.cli import CommandParser, run_command
 from utils.device import Timer, gpu_indices, seed_everything, select_device
 from utils.errors import UsageError, UserError
 
@@ -128,8 +128,22 @@ def test_command_explains_full_disk_and_full_gpu(capsys: pytest.CaptureFixture[s
     assert code == 1 and text == (
         "error: cannot use '/runs': Permission denied; choose another place or change its rights\n"
     )
-    code, text = ending(torch.cuda.OutOfMemoryError("CUDA out of memory. Tried ..."), capsys)
-    assert code == 1 and text.count("\n") == 1 and "--batch-size" in text
+    for error in (torch.cuda.OutOfMemoryError("CUDA out of memory. Tried ..."), MemoryError()):
+        code, text = ending(error, capsys)
+        assert code == 1 and text.count("\n") == 1 and "--batch-size" in text
+
+
+def test_mistakes_in_the_flags_are_one_line() -> None:
+    parser = CommandParser("train.py")
+    parser.add_argument("--epochs", type=int)
+    for words, message in (
+        (["--epochs", "x"], "argument --epochs: invalid int value: 'x'; train.py --help lists the flags"),
+        (["--epoches=3"], "unrecognized arguments: --epoches=3; did you mean --epochs? (train.py --help lists"),
+        (["--zzz", "3"], "unrecognized arguments: --zzz 3; train.py --help lists the flags"),
+    ):
+        with pytest.raises(UsageError) as caught:
+            parser.parse_args(words)
+        assert str(caught.value).startswith(message) and "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("error", [ValueError("bug"), OSError(errno.EIO, "bad"), RuntimeError("bug")])

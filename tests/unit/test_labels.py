@@ -354,7 +354,7 @@ class TestAudit:
         add(tmp_path, "train/a.png", "0 0.5 0.5 0.5 0.5\n0 0.5 0.5 2 0.5")
         add(tmp_path, "val/a.png", "1 0.5 0.5 0.5 0.5", size=(400, 300))
         (tmp_path / "data.yaml").write_text("train: images/train\nval: images/val\nnames: [cat, dog]")
-        assert audit(["--data", str(tmp_path / "data.yaml")]) == 0
+        audit(["--data", str(tmp_path / "data.yaml")])
         text = capsys.readouterr().out
         assert "labels/train/a.txt:2: 2 is outside 0...1" in text
         assert "1 coordinates out of range" in text
@@ -363,6 +363,6 @@ class TestAudit:
         # sqrt(20 x 15) = 17 px, sqrt(200 x 150) = 173 px
         assert ["16", "-", "32", "1", "#" * 30] in lines and ["128", "-", "256", "1", "#" * 30] in lines
 
-    def test_command_with_a_missing_file(self, capsys: pytest.CaptureFixture[str]) -> None:
-        assert audit(["--data", "no/such.yaml"]) == 1
-        assert capsys.readouterr().out.startswith("error: data file 'no/such.yaml' does not exist")
+    def test_command_with_a_missing_file(self) -> None:
+        with pytest.raises(UserError, match="data file 'no/such.yaml' does not exist"):
+            audit(["--data", "no/such.yaml"])

@@ -18,12 +18,12 @@ import detect
 from data.sources import Frame
 from engine import predict
 from engine.checkpoint import save_checkpoint
-from engine.cli import run_command
 from engine.predict import PredictOptions, Predictor, PredictResult, run_predict, summarize
 from engine.predict_output import Display, OutputOptions, ResultWriter, label_lines
 from tests.golden import ROOT
 from tests.unit.test_checkpoint import payload, tiny
 from tests.unit.test_sources import write_image, write_video
+from utils.cli import run_command
 from utils.errors import UsageError, UserError
 from utils.logging import LOGGER
 
