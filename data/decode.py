@@ -104,7 +104,8 @@ class ImageReader:
         self.records = records
         self.img_size = img_size
         self.exact = exact
-        self.recent_bytes = recent_bytes
+        # Evaluation goes through all images in one order: what does not fit as a whole is gone before it comes round.
+        self.recent_bytes = 0 if exact and self._estimate_bytes() > recent_bytes else recent_bytes
         self.on_disk = cache == "disk"
         self._recent: OrderedDict[int, np.ndarray] = OrderedDict()
         self._recent_size = 0

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from dataclasses import dataclass, replace
+from typing import Any
 
 import cv2
 import numpy as np
@@ -18,7 +19,8 @@ from utils.errors import UserError
 __all__ = ["Batch", "DetectionLoader", "SampleRequest", "collate", "create_loader"]
 
 
-class Batch(NamedTuple):
+@dataclass(frozen=True)
+class Batch:
     """What one step works on.
 
     Attributes:
@@ -32,6 +34,10 @@ class Batch(NamedTuple):
     targets: torch.Tensor
     paths: tuple[str, ...]
     shapes: tuple[SampleShape, ...]
+
+    def pin_memory(self) -> Batch:
+        """The batch in page-locked memory, from which copies to a GPU do not wait; DataLoader calls it."""
+        return replace(self, images=self.images.pin_memory(), targets=self.targets.pin_memory())
 
 
 def collate(samples: Sequence[Sample]) -> Batch:

@@ -4,7 +4,7 @@ import cv2
 import numpy as np
 import pytest
 
-from data.augment import AugmentConfig, Scene, adjust_hsv, flip, mixup
+from data.augment import AugmentConfig, Scene, adjust_hsv, flip, labelled_scene, mixup
 from data.geometry import (
     is_upright,
     polygon_bounds,
@@ -16,6 +16,7 @@ from data.geometry import (
 )
 from data.mosaic import GREY, Layout, Tile, mosaic4_layout, mosaic9_layout, paint, single_layout
 from data.paste import Cutout, copy_paste, cut_out, paste_in, share_covered
+from data.records import ImageRecord
 from utils.errors import UserError
 
 STILL = {"degrees": 0.0, "translate": 0.0, "scale": 0.0, "shear": 0.0, "perspective": 0.0}
@@ -194,15 +195,15 @@ class TestPaint:
 
     @pytest.mark.parametrize("turned", [False, True])
     def test_shrinking_averages(self, turned: bool) -> None:
-        # Lines of one pixel: sampling every fourth pixel would give plain black or white, averaging gives grey.
+        # Every fourth line is white: sampling every fourth pixel gives black or white, averaging 255 / 4 = 64.
         image = np.zeros((160, 160, 3), np.uint8)
-        image[::2] = 255
+        image[::4] = 255
         layout = Layout((Tile(0, 0, 0, 160, 160),), 160, 160)
         transform = scaling(0.25, 0.25)
         if turned:
             transform = transform @ np.array([[1.0, 0.01, 0], [0, 1, 0], [0, 0, 1]])
         canvas, _ = paint(layout, transform, (40, 40), lambda _: image)
-        assert np.abs(canvas[2:38, 2:38].astype(int) - 127).max() <= 2
+        assert np.abs(canvas[2:38, 2:38].astype(int) - 64).max() <= 2
 
     @pytest.mark.parametrize("options", [{"degrees": 10.0}, {"shear": 9.0, "perspective": 0.0005}, {"translate": 0.1}])
     def test_no_seams(self, options: dict[str, float]) -> None:
@@ -211,6 +212,38 @@ class TestPaint:
         transform = random_transform(rng(4), (200, 200), (100, 100), **STILL | options)
         canvas, placements = paint(layout, transform, (100, 100), lambda _: white)
         assert len(placements) > 1 and (canvas[10:90, 10:90] == 255).all()
+
+
+class TestLabels:
+    @staticmethod
+    def scene_of(boxes: list[list[float]], tile: Tile, transform: np.ndarray, canvas_side: float = 100) -> Scene:
+        labels = np.array([[number, *box] for number, box in enumerate(boxes)], np.float32)
+        record = ImageRecord("a", 40, 40, labels)
+        layout = Layout((tile,), canvas_side, canvas_side)
+        image, placements = paint(layout, transform, (40, 40), lambda _: np.zeros((40, 40, 3), np.uint8))
+        return labelled_scene(image, placements, [record], use_polygons=False)
+
+    def test_by_hand(self) -> None:
+        # canvas x = 10 + 40 * 0.25 .. 10 + 40 * 0.75 = 20 .. 40, y = 5 .. 15; then doubled and moved by (-20, 0)
+        made = self.scene_of([[0.5, 0.25, 0.5, 0.25]], Tile(0, 10, 0, 40, 40), translation(-20, 0) @ scaling(2, 2))
+        np.testing.assert_allclose(made.boxes_xyxy, [[20, 10, 40, 30]])  # of 20 .. 60, what lies in the output
+
+    def test_the_canvas_cuts_objects_off(self) -> None:
+        # The canvas shows x = 10 .. 30 of the image, at 5 .. 25 of the output. The second object ends at 8.
+        boxes = [[0.5, 0.25, 1.0, 0.5], [0.1, 0.25, 0.2, 0.5]]
+        made = self.scene_of(boxes, Tile(0, -10, 0, 40, 40), translation(5, 5), canvas_side=20)
+        assert made.classes.tolist() == [0]
+        np.testing.assert_allclose(made.boxes_xyxy, [[5, 5, 25, 25]])
+
+    def test_too_little_left(self) -> None:
+        # Objects 40 wide of which 3 and 5 pixels stay in the output: 7.5 % and 12.5 %
+        for left, kept in ((37, 0), (35, 1)):
+            made = self.scene_of([[0.5, 0.5, 1.0, 1.0]], Tile(0, left, 0, 40, 40), np.eye(3))
+            assert len(made.classes) == kept
+        # 6 and 10 pixels of 80 after doubling: the same shares
+        for left, kept in ((17, 0), (15, 1)):
+            made = self.scene_of([[0.5, 0.25, 1.0, 0.5]], Tile(0, left, 0, 40, 40), scaling(2, 2))
+            assert len(made.classes) == kept
 
 
 class TestColour:

@@ -313,6 +313,8 @@ class TestDecoding:
         image = np.zeros((50, 70, 3), np.uint8)
         assert fit_long_side(image, 96).shape == (68, 96, 3)  # 50 * 96 / 70 = 68.57
         assert fit_long_side(image, 70) is image
+        image[::5] = 255  # every fifth line; the average is 51
+        assert np.abs(fit_long_side(image, 14).astype(int) - 51).max() <= 1
 
 
 class TestCaches:
@@ -377,3 +379,10 @@ class TestCaches:
             reader.read(i)
         assert sum(image.nbytes for image in reader._recent.values()) <= reader.recent_bytes
         assert reader.read(5) is reader.read(5)
+
+    def test_evaluation_remembers_all_or_nothing(self, toys: DatasetIndex) -> None:
+        images = [ImageReader(toys.records, SIZE, exact=True).read(i) for i in range(6)]
+        needed = sum(image.nbytes for image in images)
+        for budget, remembers in ((int(1.1 * needed), True), (int(0.9 * needed), False)):
+            reader = ImageReader(toys.records, SIZE, exact=True, recent_bytes=budget)
+            assert (reader.read(0) is reader.read(0)) == remembers

@@ -7,13 +7,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch.utils.data._utils.pin_memory import pin_memory
 
 import data.decode
 from data.augment import AugmentConfig
 from data.dataset import DetectionDataset, Sample, SampleShape
 from data.loader import Batch, chunk_size, collate, create_loader
 from data.records import DatasetIndex
-from data.sampling import POOL_SIZE, EpochSampler, PartnerPools, SampleRequest, epoch_order
+from data.sampling import POOL_SIZE, EpochSampler, PartnerPools, SampleRequest, epoch_order, order_rng, sample_rng
 from tests.unit.image_toys import SIZES_WH, toy_index
 from utils.errors import UserError
 
@@ -56,6 +57,14 @@ class TestCollate:
         assert batch.images[2].eq(2).all()
         assert batch.targets.tolist() == [[0, 0, 0, 0, 0, 0]] * 2 + [[2, 2, 2, 2, 2, 2]]
         assert batch.paths == ("im0", "im1", "im2") and batch.shapes == (shape,) * 3
+
+    def test_pinning_keeps_the_form(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(torch.Tensor, "pin_memory", lambda self, *_: self + 1)
+        sample = Sample(torch.zeros(3, 4, 4, dtype=torch.uint8), torch.zeros(2, 5), "a", SampleShape((4, 4), None))
+        batch = collate([sample])
+        (pinned,) = pin_memory([batch])
+        assert isinstance(pinned, Batch) and pinned.paths == batch.paths and pinned.shapes == batch.shapes
+        assert pinned.images.eq(1).all() and pinned.targets.eq(1).all()
 
     def test_no_boxes_at_all(self) -> None:
         sample = Sample(torch.zeros(3, 4, 4, dtype=torch.uint8), torch.zeros(0, 5), "a", SampleShape((4, 4), None))
@@ -116,6 +125,13 @@ class TestSampler:
             drawn.update(sum(indices(list(one)), []))
         assert set(drawn) == {1, 2} and sum(drawn.values()) == 2000
         assert drawn[2] == pytest.approx(1500, abs=80)  # 4 standard deviations
+
+
+def test_each_sample_has_its_own_randomness() -> None:
+    values = range(4)
+    draws = [sample_rng(s, e, i).random() for s in values for e in values for i in values]
+    draws += [order_rng(s, e).random() for s in values for e in values]
+    assert len(set(draws)) == len(draws) == 80
 
 
 class TestPools:
