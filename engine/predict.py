@@ -221,7 +221,7 @@ def _names(data: str, model: Any) -> list[str]:
     """The checkpoint's class names, or those of a data set yaml."""
     if not data:
         return list(model.names)
-    names = load_yaml(data, "--data").get("names")
+    names = load_yaml(data, "data file").get("names")
     if not isinstance(names, list | dict) or len(names) != model.nc:
         found = f"{len(names)} names" if isinstance(names, list | dict) else "no list of names"
         raise UserError(

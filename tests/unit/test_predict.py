@@ -298,7 +298,7 @@ def test_wrong_options(tmp_path: Path, oracle: Oracle, options: dict[str, Any], 
         ("--classes 7", 2, "the model has classes 0 to 1"),
         ("--device 77", 1, "no GPU 77"),
         ("--update", 2, "engine.checkpoint convert"),
-        ("--data none.yaml", 1, "--data 'none.yaml' does not exist"),
+        ("--data none.yaml", 1, "data file 'none.yaml' does not exist"),
     ],
 )
 def test_mistakes_on_the_command_line(
