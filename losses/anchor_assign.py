@@ -163,3 +163,11 @@ def assign(groups: TargetGroups, candidates: Candidates, anchors: Tensor, grid_h
         groups.classes.gather(1, target).flatten(),
         candidates.valid.flatten(),
     )
+
+
+def drop_invalid(assignment: Assignment) -> Assignment:
+    """Leaves the valid entries only, where their number can be read without waiting."""
+    if not sizes_readable(assignment.valid):
+        return assignment
+    source, _ = _keep(assignment.valid[None])
+    return Assignment(*(values[source[0]] for values in assignment))

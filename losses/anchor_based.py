@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from losses.anchor_assign import Assignment
-from losses.functional import binary_cross_entropy, masked_mean, one_hot, smoothed_targets
+from losses.functional import background_cross_entropy, binary_cross_entropy, masked_mean, one_hot, smoothed_targets
 from losses.iou import box_overlap
 from utils.errors import UserError
 
@@ -155,9 +155,13 @@ class AnchorLoss(nn.Module):
         ciou = box_overlap(boxes, target_boxes, "ciou", height_eps=self.height_eps, aspect_eps=self.height_eps)
         box = masked_mean(1 - ciou, valid)
 
-        logits = prediction[..., 4].flatten().to(dtype)  # (cells,)
-        objectness = self._objectness(ciou.detach().clamp(min=0), assignment, logits)
-        obj = binary_cross_entropy(logits, objectness, self.obj_pw, self.fl_gamma).mean() * self.balance[level]
+        # Every cell counts as background; the few cells with a box, of which the last entry counts, are set right.
+        background = background_cross_entropy(prediction[..., 4].flatten().to(dtype), self.fl_gamma)  # (cells,)
+        scores, logits = ciou.detach().clamp(min=0), rows[:, 4]
+        correction = binary_cross_entropy(logits, scores, self.obj_pw, self.fl_gamma)
+        correction = correction - background_cross_entropy(logits, self.fl_gamma)
+        correction = torch.where(last_of_cell(assignment), correction, 0)  # (M,)
+        obj = (background.sum() + correction.sum()) / len(background) * self.balance[level]
 
         if self.num_classes == 1:
             return Terms(box, obj, torch.zeros_like(box))
@@ -166,21 +170,20 @@ class AnchorLoss(nn.Module):
         cls = binary_cross_entropy(rows[:, 5:], class_targets, self.cls_pw, self.fl_gamma)
         return Terms(box, obj, masked_mean(cls, valid))
 
-    @staticmethod
-    def _objectness(scores: Tensor, assignment: Assignment, logits: Tensor) -> Tensor:
-        """(cells,) objectness targets: the score of the last valid entry of each cell, else 0."""
-        order = torch.arange(len(scores), device=scores.device)
-        written = torch.where(assignment.valid, order, -1)
-        unwritten = torch.full(logits.shape, -1, device=logits.device)
-        last = unwritten.scatter_reduce(0, assignment.position, written, "amax")  # (cells,)
-        wins = assignment.valid & (last[assignment.position] == order)
-        return torch.zeros_like(logits).scatter_add(0, assignment.position, torch.where(wins, scores, 0))
-
     def total(self, terms: Terms, batch_size: int) -> tuple[Tensor, dict[str, Tensor]]:
         """The scalar to back-propagate, and its parts with their gains, detached."""
         items = {name: getattr(terms, name) * gain for name, gain in self.gains.items()}
         loss = (items["box"] + items["obj"] + items["cls"]) * batch_size
         return loss, {name: value.detach() for name, value in items.items()}
+
+
+def last_of_cell(assignment: Assignment) -> Tensor:
+    """(M,) whether an entry is valid and no later valid one is at the same cell."""
+    position = torch.where(assignment.valid, assignment.position, -1)
+    position, order = position.sort(stable=True)
+    is_last = torch.ones_like(assignment.valid)
+    is_last[:-1] = position[1:] != position[:-1]
+    return torch.zeros_like(is_last).scatter(0, order, is_last) & assignment.valid
 
 
 def check_targets(targets: Tensor) -> None:

@@ -7,8 +7,17 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
-from losses.anchor_assign import Assignment, Candidates, TargetGroups, assign, find_candidates, group_targets
+from losses.anchor_assign import (
+    Assignment,
+    Candidates,
+    TargetGroups,
+    assign,
+    drop_invalid,
+    find_candidates,
+    group_targets,
+)
 from losses.anchor_based import AnchorLoss, compute_dtype, decode_boxes
 from losses.functional import denormalise, row_blocks, sortable, sorted_order
 from utils.boxes import cxcywh_to_xyxy
@@ -39,14 +48,15 @@ def class_costs(class_logits: Tensor, object_logits: Tensor, valid: Tensor) -> T
     Returns:
         (G, C + 1, K); infinite for candidates that are not valid, and in the last row.
     """
-    log_sigmoid = torch.nn.functional.logsigmoid
-    log_score = (log_sigmoid(class_logits) + log_sigmoid(object_logits)[..., None]) / 2  # (G, K, C)
+    num_groups, num_candidates, num_classes = class_logits.shape
+    log_score = (F.logsigmoid(class_logits) + F.logsigmoid(object_logits)[..., None]) / 2  # (G, K, C)
     log_score.clamp_(max=-torch.finfo(log_score.dtype).eps)
-    log_complement = torch.log(-torch.expm1(log_score))
+    log_complement = torch.expm1(log_score).neg_().log_()
     cost_of_none = -log_complement.sum(2, keepdim=True)  # (G, K, 1)
     cost_of_none.masked_fill_(~valid[..., None], torch.inf)
-    costs = log_complement - log_score + cost_of_none  # (G, K, C)
-    return torch.nn.functional.pad(costs.transpose(1, 2), (0, 0, 0, 1), value=torch.inf)
+    costs = class_logits.new_full((num_groups, num_classes + 1, num_candidates), torch.inf)
+    costs[:, :num_classes] = log_complement.sub_(log_score).add_(cost_of_none).transpose(1, 2)
+    return costs
 
 
 def pair_ious(boxes1_xyxy: Tensor, boxes2_xyxy: Tensor) -> Tensor:
@@ -172,20 +182,22 @@ class SimOTALoss(AnchorLoss):
         assignments = []
         for level, parts in enumerate(zip(found, target.split(sizes, 1), matched.split(sizes, 1))):
             candidates = parts[0]._replace(target=parts[1], valid=parts[2])
-            assignments.append(assign(groups, candidates, anchors[level], grids[level]))
+            assignments.append(drop_invalid(assign(groups, candidates, anchors[level], grids[level])))
         return assignments
 
     def _look(self, predictions: Sequence[Tensor], found: Sequence[Candidates], groups: TargetGroups) -> CandidateBoxes:
         """Collects the predictions at the candidates of all levels, in float32."""
         anchors = self.anchors_on(groups.valid.device, torch.float32)
-        boxes, costs, images = [], [], []
+        boxes, rows = [], []
         for level, (prediction, candidates) in enumerate(zip(predictions, found)):
-            rows = prediction.flatten(0, 3).index_select(0, candidates.position.flatten())
-            rows = rows.unflatten(0, candidates.position.shape).float()  # (G, K, 5 + C)
-            box = decode_boxes(rows[..., :4], anchors[level][candidates.anchor])
+            row = prediction.flatten(0, 3).index_select(0, candidates.position.flatten())
+            row = row.unflatten(0, candidates.position.shape).float()  # (G, K of the level, 5 + C)
+            box = decode_boxes(row[..., :4], anchors[level][candidates.anchor])
             center = box[..., :2] + candidates.cell
             box = cxcywh_to_xyxy(torch.cat([center, box[..., 2:]], -1) * self.strides[level])
             boxes.append(torch.where(candidates.valid[..., None], box, 0))
-            costs.append(class_costs(rows[..., 5:], rows[..., 4], candidates.valid))
-            images.append(groups.image.gather(1, candidates.target))
-        return CandidateBoxes(torch.cat(boxes, 1), torch.cat(costs, 2), torch.cat(images, 1))
+            rows.append(row[..., 4:])
+        logits = torch.cat(rows, 1)  # (G, K, 1 + C)
+        valid = torch.cat([candidates.valid for candidates in found], 1)
+        image = groups.image.gather(1, torch.cat([candidates.target for candidates in found], 1))
+        return CandidateBoxes(torch.cat(boxes, 1), class_costs(logits[..., 1:], logits[..., 0], valid), image)
