@@ -7,6 +7,10 @@ from typing import Any
 
 from utils.cli import CommandParser
 
+LEAST = {
+    "epochs": 1, "batch_size": 1, "val_period": 1, "workers": 0, "seed": 0, "patience": 0, "close_mosaic": 0,
+}  # fmt: skip
+
 NOT_BUILT_IN = {
     "--evolve": "hyper-parameter evolution is not built in",
     "--bucket": "uploads to a bucket are not built in",
@@ -111,11 +115,11 @@ def training_options(namespace: argparse.Namespace) -> dict[str, Any]:
         raise UsageError(f"--img-size takes one or two numbers (training, validation), got {len(sizes)}")
     values["img_size"] = (sizes[0], sizes[-1])
     values["freeze"] = tuple(values["freeze"])
-    for name in ("epochs", "batch_size", "val_period"):
-        if values[name] < 1:
-            raise UsageError(f"--{name.replace('_', '-')} must be at least 1, got {values[name]}")
+    for name, least in LEAST.items():
+        if values[name] < least:
+            raise UsageError(f"--{name.replace('_', '-')} must be at least {least}, got {values[name]}")
     if min(sizes) < 32:
         raise UsageError(f"--img-size must be at least 32 pixels, got {min(sizes)}")
-    if values["workers"] < 0:
-        raise UsageError(f"--workers must be 0 or more, got {values['workers']}")
+    if not 0 <= values["label_smoothing"] < 1:
+        raise UsageError(f"--label-smoothing must be at least 0 and less than 1, got {values['label_smoothing']}")
     return values

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -86,6 +87,8 @@ FRACTIONS = (
     "paste_in",
     "translate",
 )
+POSITIVE = ("lr0", "nbs", "anchor_t", "mixup_alpha")
+BELOW_ONE = ("momentum", "warmup_momentum", "scale")
 OPTIONAL_NUMBERS = ("anchors", "loss_ota")
 WHOLE_NUMBERS = (*OPTIONAL_NUMBERS, "close_mosaic", "nbs")
 KD_KEYS = ("student_kd_layers", "teacher_kd_layers", "kd_losses", "kd_schedule")
@@ -109,17 +112,23 @@ def hyp_from_dict(values: Mapping[str, Any], where: str) -> Hyp:
                 f"{where}: {name} must be a number, found {value!r}; write for example `{name}: 0.1` (1.0e-3, not 1e-3)"
             )
         else:
+            _check_range(name, value, where)
             clean[name] = round(value) if name in WHOLE_NUMBERS else float(value)
-    for name in FRACTIONS:
-        if name in clean and not 0 <= clean[name] <= 1:
-            raise UserError(f"{where}: {name} is {clean[name]}, expected a share from 0 to 1")
-    for name in ("lr0", "nbs", "anchor_t"):
-        if name in clean and clean[name] <= 0:
-            raise UserError(f"{where}: {name} is {clean[name]}, expected more than 0")
+    clean["anchors"] = clean.get("anchors") or None  # upstream's files write 0 for "those of the architecture"
     for name in ("kd_losses", "kd_schedule"):
         if not isinstance(clean.get(name, {}), Mapping):
             raise UserError(f"{where}: {name} must be a mapping such as `fgd: {{weight: 1.0}}`, found {clean[name]!r}")
     return Hyp(**clean)
+
+
+def _check_range(name: str, value: float, where: str) -> None:
+    if name in FRACTIONS and not 0 <= value <= 1:
+        raise UserError(f"{where}: {name} is {value}, expected a share from 0 to 1")
+    if name in BELOW_ONE and not 0 <= value < 1:
+        raise UserError(f"{where}: {name} is {value}, expected at least 0 and less than 1")
+    if not 0 <= value < math.inf or (value == 0 and name in POSITIVE):
+        least = "more than" if name in POSITIVE else "at least"
+        raise UserError(f"{where}: {name} is {value}, expected a number of {least} 0")
 
 
 def read_hyp(path: str | Path) -> Hyp:

@@ -188,7 +188,7 @@ def run_test(options: TestOptions) -> list[EvalResult]:
 
 def _check(options: TestOptions) -> None:
     """Refuses numbers that cannot be meant."""
-    least = {"batch_size": 1, "img_size": 1, "max_det": 1, "workers": 0}
+    least = {"batch_size": 1, "img_size": 32, "max_det": 1, "workers": 0}
     for name, limit in least.items():
         value = getattr(options, name)
         if value < limit:

@@ -138,11 +138,13 @@ def read_model_config(
         content["nc"] = nc
     if anchors is not None:
         content["anchors"] = round(anchors) if isinstance(anchors, int | float) else [list(level) for level in anchors]
-    if not isinstance(content["nc"], int) or content["nc"] < 1:
+    if not _is_count(content["nc"]):
         raise UserError(f"{where}: nc is {content['nc']!r}; give a number of classes of at least 1")
     if content.get("anchors") is not None:
         _check_anchors(content["anchors"], where)
     content.setdefault("ch", content.get("channels") or ch)
+    if not _is_count(content["ch"]):
+        raise UserError(f"{where}: ch is {content['ch']!r}; give the number of an image's channels, such as 3")
     rows = _read_rows(content, where)
     depth, width, max_channels = _read_multiples(content, stem, where)
     family = content.setdefault("family", infer_family(rows))
@@ -151,11 +153,19 @@ def read_model_config(
     return ModelConfig(where, content, rows, depth, width, max_channels, family)
 
 
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < math.inf
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and _is_number(value)
+
+
 def _check_anchors(anchors: Any, where: str) -> None:
-    if isinstance(anchors, int) and not isinstance(anchors, bool) and anchors > 0:
+    if _is_count(anchors):
         return
     levels = anchors if isinstance(anchors, list) else []
-    lengths = {len(level) if isinstance(level, list) else 0 for level in levels}
+    lengths = {len(level) if isinstance(level, list) and all(map(_is_number, level)) else 0 for level in levels}
     if len(lengths) != 1 or 0 in lengths or lengths.pop() % 2:
         raise UserError(
             f"{where}: anchors must be one list a level of w, h, w, h, ... in pixels, of equal lengths, "

@@ -23,10 +23,17 @@ def test_every_shipped_file_is_valid_and_says_how_to_use_it(path: Path) -> None:
         ("lr0: fast", "lr0 must be a number, found 'fast'"),
         ("lr0: 1e-3", "lr0 must be a number"),  # yaml reads this as text: the remedy is in the message
         ("mosaic: 1.5", "mosaic is 1.5, expected a share from 0 to 1"),
-        ("lr0: 0", "lr0 is 0.0, expected more than 0"),
+        ("lr0: 0", "lr0 is 0, expected a number of more than 0"),
+        ("lr0: .nan", "lr0 is nan, expected a number of more than 0"),
+        ("box: .inf", "box is inf, expected a number of at least 0"),
+        ("weight_decay: -0.1", "weight_decay is -0.1, expected a number of at least 0"),
+        ("momentum: 1", "momentum is 1, expected at least 0 and less than 1"),
         ("kd_losses: [fgd]", "kd_losses must be a mapping"),
         ("- 1", "must hold `key: value` lines"),
         ("a: [1", "line 1"),
+        ("a: 2024-99-99", "not valid yaml"),  # taken for a date
+        ("a: " + "[" * 5000, "not valid yaml"),
+        ("backbone: []", "is a file for --cfg (architecture); name one for --hyp (hyper-parameter file)"),
         ("", "found nothing"),
     ],
 )
@@ -37,6 +44,12 @@ def test_mistakes_are_named(tmp_path: Path, text: str, message: str) -> None:
         read_hyp(path)
     assert message in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_no_anchors_are_those_of_the_architecture(tmp_path: Path) -> None:
+    path = tmp_path / "hyp.yaml"
+    path.write_text("anchors: 0  # upstream's way to leave them")
+    assert read_hyp(path).anchors is None
 
 
 def test_missing_file() -> None:
