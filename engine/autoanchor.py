@@ -17,6 +17,7 @@ from utils.logging import LOGGER
 
 ACCEPTABLE_RECALL = 0.98
 MAX_BOXES = 20_000
+SMALLEST_SIDE = 2.0  # in pixels; boxes with both sides below are left out of the fit
 
 
 def anchor_metrics(wh: np.ndarray, anchors: np.ndarray, anchor_t: float) -> dict[str, float]:
@@ -54,12 +55,13 @@ def fit_anchors(
         (num_anchors, 2) in pixels, sorted by area.
     """
     rng = np.random.default_rng(seed)
-    wh = wh[(wh >= 2).any(1)].astype(float)
+    wh = wh[(wh >= SMALLEST_SIDE).any(1)].astype(float)
     if len(wh) > MAX_BOXES:
         wh = wh[rng.choice(len(wh), MAX_BOXES, replace=False)]
     spread = wh.std(0).clip(1e-3)
     distinct = np.unique(wh, axis=0)
-    centres = kmeans(wh / spread, num_anchors, iter=30, seed=rng)[0] * spread if len(distinct) > num_anchors else distinct
+    enough = len(distinct) > num_anchors
+    centres = kmeans(wh / spread, num_anchors, iter=30, seed=rng)[0] * spread if enough else distinct
     if len(centres) < num_anchors:  # too few different sizes for k-means
         missing = num_anchors - len(centres)
         extra = wh[rng.integers(0, len(wh), missing)] * rng.uniform(0.5, 2.0, (missing, 2))
@@ -94,7 +96,7 @@ def check_anchors(model: Model, index: DatasetIndex, img_size: int, anchor_t: fl
     if not isinstance(head, AnchorHead):
         return False
     wh = box_sizes(index, img_size)
-    if not len(wh):
+    if not (wh >= SMALLEST_SIDE).any():
         return False
     pixels = head.anchors_px.cpu()  # (levels, na, 2)
     current = pixels.view(-1, 2).double().numpy()
@@ -109,6 +111,7 @@ def check_anchors(model: Model, index: DatasetIndex, img_size: int, anchor_t: fl
     if after["best_possible_recall"] <= before["best_possible_recall"]:
         LOGGER.info(f"{text}; k-means found none better, the anchors stay")
         return False
-    head.set_anchors(torch.tensor(fitted).view_as(pixels))
+    by_stride = torch.tensor(head.strides).argsort().argsort()  # small anchors to small strides, in whatever order
+    head.set_anchors(torch.tensor(fitted).view_as(pixels)[by_stride])
     LOGGER.info(f"{text}; new anchors reach {after['best_possible_recall']:.4f}: {fitted.round().astype(int).tolist()}")
     return True
