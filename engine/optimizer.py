@@ -38,7 +38,7 @@ def parameter_groups(modules: Iterable[nn.Module]) -> dict[str, list[nn.Paramete
 def build_optimizer(
     name: str, modules: Iterable[nn.Module], lr: float, momentum: float, weight_decay: float
 ) -> torch.optim.Optimizer:
-    """SGD with Nesterov momentum, Adam or AdamW over the three groups of `modules`.
+    """SGD with Nesterov momentum (plain without any), Adam or AdamW over the three groups of `modules`.
 
     Args:
         name: "SGD", "Adam" or "AdamW".
@@ -53,7 +53,7 @@ def build_optimizer(
         for kind in GROUPS
     ]
     if name == "SGD":
-        return torch.optim.SGD(parameters, lr=lr, momentum=momentum, nesterov=True)
+        return torch.optim.SGD(parameters, lr=lr, momentum=momentum, nesterov=momentum > 0)
     if name == "Adam":
         return torch.optim.Adam(parameters, lr=lr, betas=(momentum, 0.999))
     if name == "AdamW":
