@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -27,10 +28,11 @@ def head_spec(model: Model) -> HeadSpec:
 
 
 def adopt_anchors(student: Model, teacher: Model, hyp: Hyp) -> None:
-    """Gives the student the teacher's anchors where raw outputs are compared: else they would mean other boxes."""
-    settings = hyp.kd_losses.get("output")
+    """Gives the student the teacher's anchors where box logits are compared: else they would mean other boxes."""
+    settings = hyp.kd_losses.get("output") or {}  # a loss without keywords has their defaults
+    compared = "output" in hyp.kd_losses and isinstance(settings, Mapping)
     mine, theirs = student.head, teacher.head
-    if not settings or not settings.get("weight", 1.0):
+    if not compared or not settings.get("weight", 1.0) or not settings.get("box", 1.0):
         return
     if not isinstance(mine, AnchorHead) or not isinstance(theirs, AnchorHead):
         return
