@@ -9,7 +9,7 @@ import json
 import shlex
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -95,11 +95,13 @@ def shared_flags(experiment: Experiment, hyp: Path, settings: Mapping[str, Any])
 
 def merged_hyp(experiment: Experiment, settings: Mapping[str, Any], path: Path) -> Path:
     """Writes a hyper-parameter file with the changes of the experiment and then of the arm, and checks it."""
-    source = settings.get("hyp", experiment.hyp)
-    values = {**load_yaml(source, "hyper-parameter file"), **experiment.changes, **settings.get("changes", {})}
+    source = settings.get("hyp") or experiment.hyp
+    changes = {**experiment.changes, **(settings.get("changes") or {})}
+    values = {**load_yaml(source, "hyper-parameter file"), **changes}
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(
-        f"# {source} with the changes of the experiment {experiment.name}\n" + yaml.safe_dump(values, sort_keys=False)
+        f"# {source} with the changes of the experiment {experiment.name}\n" + yaml.safe_dump(values, sort_keys=False),
+        encoding="utf-8",
     )
     read_hyp(path)
     return path
@@ -122,26 +124,36 @@ def train_one(experiment: Experiment, folder: Path, name: str, words: list[str])
     done, started = run / "done.json", run / "started.json"
     best, last = run / "weights" / "best.pt", run / "weights" / "last.pt"
     if done.is_file() and best.is_file():
-        if json.loads(done.read_text()) == identity:
+        if same_training(json.loads(done.read_text()), identity):
             LOGGER.info(f"already trained: {best}")
             return best
         raise UserError(f"{run} holds a model trained in another way; remove that folder, or use another --name")
-    command = [sys.executable, *words, "--project", str(folder), "--name", name, "--exist-ok"]
+    command = [*words, "--project", str(folder), "--name", name, "--exist-ok"]
     if (
         last.is_file()
         and started.is_file()
-        and json.loads(started.read_text()) == identity
+        and same_training(json.loads(started.read_text()), identity)
         and load_checkpoint(last).training
     ):
-        command = [sys.executable, words[0], "--resume", str(last)]
+        command = [words[0], "--resume", str(last)]
     run.mkdir(parents=True, exist_ok=True)
     started.write_text(json.dumps(identity, indent=2))
-    LOGGER.info("$ " + shlex.join(["python", *command[1:]]))
+    LOGGER.info("$ " + shlex.join(["python", *command]))
     sys.stdout.flush()
-    if subprocess.run(command, cwd=ROOT).returncode:
+    if subprocess.run([sys.executable, str(ROOT / command[0]), *command[1:]]).returncode:
         raise UserError(f"the training of {name} failed; its messages are above")
     done.write_text(json.dumps(identity, indent=2))
     return best
+
+
+def same_training(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """Whether two identities are of the same training, wherever and by however many workers it is done."""
+    return one["inputs"] == other["inputs"] and _essential(one["command"]) == _essential(other["command"])
+
+
+def _essential(words: Sequence[str]) -> list[str]:
+    places = {i + offset for i, word in enumerate(words) if word in ("--workers", "--device") for offset in (0, 1)}
+    return [word for i, word in enumerate(words) if i not in places]
 
 
 def run_experiment(experiment: Experiment, project: str) -> Path:

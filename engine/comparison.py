@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import math
 import statistics
 import time
 from collections.abc import Mapping, Sequence

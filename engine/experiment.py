@@ -12,6 +12,7 @@ from utils.yaml_io import check_keys, load_yaml
 
 TEACHER_KEYS = ("weights", "start", "cfg", "hyp", "changes", "epochs", "seed", "batch_size", "img_size", "patience")
 ARM_KEYS = ("hyp", "changes", "distil")
+SPLITS = ("train", "val", "test")
 
 
 @dataclass(frozen=True)
@@ -30,8 +31,11 @@ class Experiment:
         changes: values that replace those of every hyp file, the teacher's too.
         epochs: length of every arm; equal for all, or nothing could be concluded.
         seeds: one run of every arm for each.
+        workers: loader processes of each training.
+        device: where all models are trained and measured.
         split: where the final figures come from: val or test.
         pictures: how many images are drawn with the boxes of all models.
+        flags: further words of every training's command line.
     """
 
     name: str
@@ -76,4 +80,7 @@ def load_experiment(path: str | Path, overrides: Mapping[str, Any] | None = None
     for key in ("seeds", "flags"):
         if key in values:
             values[key] = tuple(values[key]) if isinstance(values[key], list | tuple) else (values[key],)
+    values["flags"] = tuple(str(word) for word in values.get("flags", ()))
+    if values.get("split", "val") not in SPLITS:
+        raise UserError(f"{path}: split is {values['split']!r}; expected one of {', '.join(SPLITS)}")
     return Experiment(**values)
