@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import platform
+import shlex
 import subprocess
 import sys
 import time
@@ -45,7 +46,8 @@ class RunFolder:
     def write_yaml(self, name: str, content: Mapping[str, Any]) -> None:
         """Writes a mapping as yaml, in its own order."""
         if self.active:
-            (self.path / name).write_text(yaml.safe_dump(_plain(content), sort_keys=False, allow_unicode=True))
+            text = yaml.safe_dump(_plain(content), sort_keys=False, allow_unicode=True)
+            (self.path / name).write_text(text, encoding="utf-8")
 
     def write_manifest(self, facts: Mapping[str, Any]) -> None:
         """Writes manifest.json: what somebody needs to repeat this run and trust its numbers."""
@@ -124,7 +126,7 @@ def environment() -> dict[str, Any]:
 
     cuda = torch.cuda.is_available()
     return {
-        "command": " ".join(sys.argv),
+        "command": shlex.join(["python", *sys.argv]),
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "git_revision": _git("rev-parse", "HEAD"),
         "git_dirty": bool(_git("status", "--porcelain", "--untracked-files=no")),
