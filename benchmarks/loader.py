@@ -98,7 +98,8 @@ def compare(python: Path, data: Path, img_size: int, samples: int, rounds: int) 
     """Samples per second and core of this project and of the package, and the median ratio."""
     ours = Side(Path(sys.executable), "ours", data, img_size, samples)
     theirs = Side(python, "ultralytics", data, img_size, samples)
-    ours.run(), theirs.run()  # both fill their memory of images
+    for side in (ours, theirs):
+        side.run()  # fills its memory of images
     pairs = [(ours.run(), theirs.run()) for _ in range(rounds)]
     ours.close()
     theirs.close()
