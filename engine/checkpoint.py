@@ -11,7 +11,6 @@ besides. Reading a file never executes code from it.
 from __future__ import annotations
 
 import math
-import os
 from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -25,6 +24,7 @@ from engine.transfer import TransferReport, transfer_weights
 from engine.unpickle import Unpickled, unpickle
 from engine.upstream import MAX_DEPTH, class_names, find_models, pixel_anchors, plain_entry, read_model, state_dict
 from utils.errors import UserError
+from utils.paths import replacing
 
 if TYPE_CHECKING:
     from models.yolo import Model
@@ -225,21 +225,15 @@ def save_checkpoint(path: str | Path, payload: Mapping[str, Any]) -> None:
     """
     path = Path(path)
     content = _storable({"format": FORMAT, "format_version": FORMAT_VERSION, **payload}, "", ())
-    draft = path.with_name(f".{path.name}.tmp")
     try:
-        with open(draft, "wb") as stream:
+        with replacing(path, "wb") as stream:
             torch.save(content, stream)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(draft, path)
     except (OSError, RuntimeError) as error:  # PyTorch reports a full disk as a RuntimeError
         reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
         raise UserError(
             f"checkpoint {str(path)!r} cannot be written: {reason}; free disk space or choose another --project "
             "(an earlier file of that name is unchanged)"
         ) from error
-    finally:
-        draft.unlink(missing_ok=True)
 
 
 def _storable(value: Any, key: str, parents: tuple[int, ...]) -> Any:

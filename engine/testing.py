@@ -21,7 +21,7 @@ from utils.coco_eval import CocoResult, evaluate_json, read_annotations
 from utils.device import select_device
 from utils.errors import UsageError, UserError
 from utils.logging import LOGGER
-from utils.paths import existing_file, increment_path
+from utils.paths import existing_file, increment_path, replacing
 
 STUDY_SIZES = range(256, 1536 + 128, 128)
 MAX_CLASSES_LISTED = 50
@@ -85,6 +85,7 @@ class Tester:
         loader = validation_loader(self.index, size, options.batch_size, options.workers, stride)
         writers: list[Writer] = []
         coco_writer = self._coco_writer() if files else None
+        self.folder.mkdir(parents=True, exist_ok=True)  # not before: a mistake leaves no folder behind
         if coco_writer:
             writers.append(coco_writer)
         if files and (options.save_txt or options.save_hybrid):
@@ -155,8 +156,8 @@ class Tester:
             "official": {"AP": official.ap, "AP50": official.ap50} if official else None,
             "speed_ms": result.speed, "classes": per_class,
         }  # fmt: skip
-        path = self.folder / "results.json"
-        path.write_text(json.dumps(_without_nan(summary), indent=2) + "\n")
+        with replacing(self.folder / "results.json") as stream:
+            stream.write(json.dumps(_without_nan(summary), indent=2) + "\n")
 
 
 def run_test(options: TestOptions) -> list[EvalResult]:
@@ -174,7 +175,6 @@ def run_test(options: TestOptions) -> list[EvalResult]:
     index = build_index(config.split(split), config.nc, single_class=options.single_cls, prefix=split)
     LOGGER.info(f"{split}: {index.summary()}")
     folder = increment_path(Path(options.project) / options.name, options.exist_ok)
-    folder.mkdir(parents=True, exist_ok=True)
     tester = Tester(options, config, index, device, folder)
     if options.task == "speed":
         results = [tester.measure((path,), options.img_size, files=False) for path in options.weights]
@@ -207,7 +207,7 @@ def _study(tester: Tester) -> list[EvalResult]:
             LOGGER.info(f"{path} at {size} px")
             results.append(tester.measure((path,), size, files=False))
             rows.append({"weights": path, "img_size": size, **results[-1].as_row(), **results[-1].speed})
-    with open(tester.folder / "study.csv", "w", newline="") as stream:
+    with replacing(tester.folder / "study.csv") as stream:
         writer = csv.DictWriter(stream, list(rows[0]), lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)

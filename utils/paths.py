@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import IO, Any
 
 from utils.errors import UserError
 
@@ -33,6 +37,33 @@ def existing_file(path: str | Path, what: str) -> Path:
     if not path.is_file():
         raise UserError(f"{what} {str(path)!r} does not exist; check the path (looked in {Path.cwd()})")
     return path
+
+
+@contextmanager
+def replacing(path: str | Path, mode: str = "w") -> Iterator[IO[Any]]:
+    """Opens a draft that becomes the file once it is complete: on a full disk the old file stays, and nothing else.
+
+    Args:
+        path: the file; its folder must exist.
+        mode: "w" for text, written as it is in UTF-8, or "wb" for bytes.
+
+    Raises:
+        OSError: the file cannot be written; names it.
+    """
+    path = Path(path)
+    draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    text = {} if "b" in mode else {"encoding": "utf-8", "newline": ""}
+    try:
+        with open(draft, mode, **text) as stream:  # type: ignore[call-overload]
+            yield stream
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(draft, path)
+    except OSError as error:
+        error.filename = str(path)
+        raise
+    finally:
+        draft.unlink(missing_ok=True)
 
 
 def file_hash(path: str | Path) -> str:
