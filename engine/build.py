@@ -38,6 +38,8 @@ def build_model(options: TrainOptions, hyp: Hyp, nc: int, names: Sequence[str]) 
     checkpoint = load_checkpoint(options.weights) if options.weights else None
     source: Any = options.cfg or (checkpoint.yaml if checkpoint else None)
     model = Model(source, ch=3, nc=nc, anchors=hyp.anchors)
+    if model.yaml["ch"] != 3:
+        raise UserError(f"{options.cfg or options.weights} is for images of {model.yaml['ch']} channels; set `ch: 3`")
     model.names = list(names)
     if checkpoint:
         load_start(model, checkpoint, keep_anchors=not (options.cfg or hyp.anchors))

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from distill import Distiller, HeadSpec
 from engine.checkpoint import load_model
-from engine.config import Hyp
+from engine.config import Hyp, TrainOptions
 from models.heads.anchor import AnchorHead
 from models.yolo import Model
 from utils.errors import UsageError, UserError
@@ -42,6 +43,28 @@ def adopt_anchors(student: Model, teacher: Model, hyp: Hyp) -> None:
         LOGGER.info("the student takes the teacher's anchors, so that their outputs can be compared")
 
 
+def check_recipe(options: TrainOptions, hyp: Hyp) -> None:
+    """Refuses a distillation without recipe or teacher before anything else takes its time.
+
+    Raises:
+        UsageError: no teacher is named, or it is the very file that the student starts as.
+        UserError: the hyper-parameter file has no recipe, or the teacher's file is not there.
+    """
+    if not hyp.distills:
+        raise UserError(
+            f"hyper-parameter file {options.hyp!r} has no kd_losses: nothing would be distilled; "
+            f"use one of {RECIPES} or add them"
+        )
+    if not options.teacher_weights:
+        raise UsageError("--teacher-weights is missing: name the teacher's checkpoint")
+    teacher = existing_file(options.teacher_weights, "--teacher-weights")
+    if options.weights and not options.cfg and teacher.resolve() == Path(options.weights).resolve():
+        raise UsageError(
+            f"--weights and --teacher-weights are both {options.weights!r}: the student would be its own teacher; "
+            "name a smaller student with --cfg or --weights"
+        )
+
+
 def build_distiller(
     student: Model, teacher_weights: str, hyp: Hyp, image_size: int, device: torch.device
 ) -> tuple[Distiller, dict[str, Any]]:
@@ -51,23 +74,17 @@ def build_distiller(
         The distiller on the device, and the teacher's path and hash for checkpoints and the manifest.
 
     Raises:
-        UserError: no recipe, no teacher, or a teacher that is not complete.
+        UserError: the teacher is no complete model.
         DistillError: student and teacher do not fit each other.
     """
-    if not hyp.distills:
-        raise UserError(
-            f"the hyper-parameter file has no kd_losses: nothing would be distilled; use one of {RECIPES} or add them"
-        )
-    if not teacher_weights:
-        raise UsageError("--teacher-weights is missing: name the teacher's checkpoint")
-    path = existing_file(teacher_weights, "--teacher-weights")
+    path = Path(teacher_weights)
     teacher = load_model(path, device=device, fuse=True)
     adopt_anchors(student, teacher, hyp)
     distiller = Distiller(
         student,
         teacher,
-        hyp.student_kd_layers or "auto",
-        hyp.teacher_kd_layers or "auto",
+        "auto" if hyp.student_kd_layers is None else hyp.student_kd_layers,
+        "auto" if hyp.teacher_kd_layers is None else hyp.teacher_kd_layers,
         hyp.kd_losses,
         hyp.kd_schedule,
         image_size=image_size,

@@ -25,7 +25,7 @@ from engine.build import (
 from engine.checkpoint import Checkpoint, load_checkpoint, strip_checkpoint
 from engine.config import Hyp, TrainOptions, hyp_from_dict, options_from_dict, read_hyp
 from engine.criterion import build_criteria
-from engine.distillation import build_distiller
+from engine.distillation import build_distiller, check_recipe
 from engine.distributed import World, agree, broadcast_module, join_world, leave_world
 from engine.ema import ModelEMA
 from engine.evaluate import EvalResult, evaluate
@@ -101,7 +101,9 @@ def _train(options: TrainOptions, hyp: Hyp, checkpoint: Checkpoint | None, disti
         else select_device(options.device)
     )
     seed_everything(options.seed)
-    if hyp.distills and not distil:
+    if distil:
+        check_recipe(options, hyp)
+    elif hyp.distills:
         LOGGER.info(
             "note: the hyper-parameter file's distillation keys are for train_distill.py; training without a teacher"
         )
