@@ -206,7 +206,6 @@ class Distiller(nn.Module):
             return "no distillation: every weight, or the schedule's factor, is 0"
         with torch.no_grad():
             items = self._terms(copy.deepcopy(self.losses), images, predictions, features, targets)
-        self.check_finite(items)
         return describe_strength(items, float(detection_loss), images.shape[0])
 
     def _each(self) -> list[DistillationLoss]:

@@ -23,6 +23,8 @@ from models.yolo import Model
 from utils.errors import UsageError, UserError
 from utils.logging import LOGGER
 
+LEAST_WANT = 0.01
+
 
 def build_model(options: TrainOptions, hyp: Hyp, nc: int, names: Sequence[str]) -> Model:
     """The model to train: from a yaml, from a checkpoint, or a yaml's architecture with a checkpoint's weights.
@@ -43,6 +45,23 @@ def build_model(options: TrainOptions, hyp: Hyp, nc: int, names: Sequence[str]) 
     model.names = list(names)
     if checkpoint:
         load_start(model, checkpoint, keep_anchors=not (options.cfg or hyp.anchors))
+    return model
+
+
+def resumed_model(checkpoint: Checkpoint, nc: int, names: Sequence[str]) -> Model:
+    """The model of an interrupted training as it was, whatever has become of the files that the training began with.
+
+    Raises:
+        UserError: the data set has another number of classes by now.
+    """
+    if nc != checkpoint.nc:
+        raise UserError(
+            f"--resume {checkpoint.path}: this run has {checkpoint.nc} classes, its data set has {nc} now; "
+            "put the data set's yaml back, or start a new run with --weights"
+        )
+    model = Model(checkpoint.yaml, nc=nc)
+    model.names = list(names)
+    model.load_state_dict(checkpoint.training["state_dict"])
     return model
 
 
@@ -76,6 +95,8 @@ def freeze_layers(model: Model, freeze: Sequence[int]) -> list[int]:
         raise UsageError(f"--freeze {wrong[0]}: the model has layers 0 to {num_layers - 1}")
     for index in chosen:
         model.model[index].requires_grad_(False)
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise UsageError(f"--freeze leaves nothing to train; freeze fewer of the model's {num_layers} layers")
     return chosen
 
 
@@ -121,14 +142,9 @@ def build_data(
         cache=options.cache, seed=options.seed,
     )  # fmt: skip
     train = create_loader(
-        dataset, batch_size, workers=options.workers, shuffle=not rect, seed=options.seed,
-        rank=max(world.rank, 0), world_size=world.size,
-    )  # fmt: skip
-    val = (
-        validation_loader(val_index, image_sizes[1], options.batch_size, options.workers, stride)
-        if world.is_main
-        else None
+        dataset, batch_size, workers=options.workers, seed=options.seed, rank=max(world.rank, 0), world_size=world.size
     )
+    val = validation_loader(val_index, image_sizes[1], batch_size, options.workers, stride) if world.is_main else None
     return TrainingData(train, val, train_index, val_index)
 
 
@@ -140,12 +156,24 @@ def validation_loader(
     return create_loader(dataset, batch_size, workers=workers, shuffle=False)
 
 
-def class_weights(index: DatasetIndex, nc: int) -> np.ndarray:
-    """Weights of the classes by the inverse of their counts, (nc,) summing to 1; absent classes count once."""
-    classes = np.concatenate([record.labels[:, 0] for record in index.records]).astype(int)
-    counts = np.bincount(classes, minlength=nc).astype(float)
-    inverse = 1 / np.maximum(counts, 1)
-    return inverse / inverse.sum()
+def class_weights(index: DatasetIndex, nc: int, class_ap: Sequence[float] = ()) -> np.ndarray:
+    """How much the classes are wanted: inversely to their counts, and the more the worse they are found.
+
+    Args:
+        index: the training images; an absent class counts once.
+        nc: number of classes.
+        class_ap: AP of each class from 0 to 1, at the latest validation; a class without any (NaN) has the mean of the
+            others. Empty before the first validation.
+
+    Returns:
+        (nc,), the normalised inverse of the count times (1 - AP)^2. A perfect class keeps a little, for the case that
+        all are.
+    """
+    inverse = 1 / np.maximum(index.class_counts(nc), 1)
+    ap = np.array(class_ap or [0.0] * nc)
+    known = ap[~np.isnan(ap)]
+    ap = np.where(np.isnan(ap), known.mean() if len(known) else 0.0, ap)
+    return inverse / inverse.sum() * np.maximum(1 - ap, LEAST_WANT) ** 2
 
 
 def image_weights(index: DatasetIndex, weights_by_class: np.ndarray) -> np.ndarray:
@@ -169,4 +197,4 @@ def describe_data(config: DatasetConfig, data: TrainingData) -> dict[str, Any]:
 def images_to_device(images: torch.Tensor, device: torch.device) -> torch.Tensor:
     """uint8 (N, 3, H, W) to float32 from 0 to 1 on the device, in channels-last layout there."""
     moved = images.to(device, non_blocking=True)
-    return moved.float().div_(255).contiguous(memory_format=torch.channels_last)
+    return moved.to(torch.float32, memory_format=torch.channels_last).div_(255)

@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -13,6 +14,8 @@ import torch.distributed as dist
 from torch import nn
 
 from utils.errors import UsageError
+
+TIMEOUT = timedelta(hours=12)  # the others wait while the main process indexes, validates and draws
 
 
 @dataclass(frozen=True)
@@ -34,26 +37,46 @@ class World:
         return self.size > 1
 
 
-def join_world(batch_size: int) -> World:
-    """Joins the process group that torchrun announces in the environment.
+def announced_world(batch_size: int) -> World:
+    """The world that torchrun announces in the environment.
 
     Args:
         batch_size: total over all processes; must be a multiple of their number.
+
+    Raises:
+        UsageError: the batch cannot be shared equally, or a variable of the environment is missing.
     """
     size = int(os.environ.get("WORLD_SIZE", 1))
     if size == 1:
         return World()
+    missing = [name for name in ("RANK", "LOCAL_RANK") if name not in os.environ]
+    if missing:
+        raise UsageError(f"WORLD_SIZE is {size}, but {missing[0]} is not set; start several processes with torchrun")
     if batch_size % size:
         fitting = batch_size // size * size or size
         raise UsageError(f"--batch-size {batch_size} is not a multiple of the {size} processes; use {fitting}")
-    world = World(int(os.environ["RANK"]), int(os.environ["LOCAL_RANK"]), size)
-    dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
-    return world
+    return World(int(os.environ["RANK"]), int(os.environ["LOCAL_RANK"]), size)
+
+
+def join_world(world: World, device: torch.device) -> None:
+    """Makes `device` this process's own and meets the other processes.
+
+    Args:
+        world: see `announced_world`.
+        device: where this process computes; another GPU in each process.
+    """
+    if device.type == "cuda":
+        if device.index >= torch.cuda.device_count():
+            raise UsageError(f"{device} is not there: start at most {torch.cuda.device_count()} processes, one a GPU")
+        torch.cuda.set_device(device)  # NCCL exchanges objects and barriers by way of the current device
+    if world.active:
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=TIMEOUT)
 
 
 def leave_world(world: World) -> None:
-    """Leaves the process group."""
-    if world.active and dist.is_initialized():
+    """Leaves the process group, once every process has come here."""
+    if world.active:
+        dist.barrier()
         dist.destroy_process_group()
 
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import random
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol, cast
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import torch
 import torch.nn.functional as F
@@ -23,6 +24,9 @@ from engine.schedule import LearningSchedule
 from models.yolo import Model
 from utils.errors import UserError
 from utils.logging import LOGGER, progress
+
+if TYPE_CHECKING:
+    from engine.evaluate import EvalResult
 
 GRADIENT_CLIP = 10.0
 
@@ -43,16 +47,33 @@ class ExtraLoss(Protocol):
     def start_epoch(self, epoch: int, epochs: int) -> None:
         """Called before the first batch of an epoch."""
 
+    def preflight(
+        self, images: Tensor, predictions: Any, features: list[Tensor], targets: Tensor, detection_loss: Tensor
+    ) -> str:
+        """Called with the first batch of a training: a table of how strong each part is. Must not change anything."""
+
 
 @dataclass
 class TrainState:
-    """What changes during a training and is kept for a resume, beside weights and optimizer."""
+    """What changes during a training and is kept for a resume, beside weights and optimizer.
+
+    Attributes:
+        epoch: epochs that are done; the current one's number while it lasts.
+        best_fitness: of the best validated epoch, -1 before the first.
+        best_epoch: its number, -1 before the first.
+        last_step: iteration of the last optimizer step, -1 before the first.
+        metrics: those of the latest epoch; empty if it was not validated.
+        class_ap: AP of each class at the latest validation, NaN for a class without ground truth.
+        stopped: whether the training ends before its last epoch.
+    """
 
     epoch: int = 0
     best_fitness: float = -1.0
     best_epoch: int = -1
     last_step: int = -1
     metrics: dict[str, float] = field(default_factory=dict)
+    class_ap: list[float] = field(default_factory=list)
+    stopped: bool = False
 
 
 class Meter:
@@ -60,20 +81,20 @@ class Meter:
 
     def __init__(self) -> None:
         self.sums: dict[str, Tensor] = {}
-        self.count = 0
+        self.counts: dict[str, int] = {}
 
     def update(self, items: Mapping[str, Tensor]) -> None:
         """Adds the values of a batch."""
-        self.count += 1
         for name, value in items.items():
+            self.counts[name] = self.counts.get(name, 0) + 1
             self.sums[name] = self.sums[name] + value if name in self.sums else value.detach().clone()
 
     def means(self) -> dict[str, float]:
-        """The means so far; waits for the device once."""
+        """The mean of each name over the batches that had it; waits for the device once."""
         if not self.sums:
             return {}
         values = torch.stack([v.float() for v in self.sums.values()]).tolist()
-        return {name: value / self.count for name, value in zip(self.sums, values)}
+        return {name: value / self.counts[name] for name, value in zip(self.sums, values)}
 
 
 class Trainer:
@@ -88,8 +109,9 @@ class Trainer:
         optimizer: over the model and the extra losses.
         schedule: learning rates of every iteration.
         ema: average of the model.
-        validate: (model) -> row of metrics with the key "fitness", or None for no validation.
-        save: (trainer) -> None, writes last.pt and best.pt.
+        validate: evaluates the averaged model, in the main process only; None for no validation.
+        save: writes last.pt and best.pt, in the main process only.
+        before_epoch: called in every process before each epoch.
     """
 
     REPORT_EVERY = 10
@@ -110,7 +132,7 @@ class Trainer:
         run: RunFolder,
         world: World,
         device: torch.device,
-        validate: Callable[[nn.Module], dict[str, float]] | None = None,
+        validate: Callable[[nn.Module], EvalResult] | None = None,
         save: Callable[[Trainer], None] | None = None,
         before_epoch: Callable[[Trainer], None] | None = None,
     ) -> None:
@@ -130,7 +152,7 @@ class Trainer:
         start = self.state.epoch
         events = EventWriter(self.run_folder.path, self.run_folder.active, purge_step=start or None)
         began = time.perf_counter()
-        for epoch in range(start, self.options.epochs):
+        for epoch in range(start, start if self.state.stopped else self.options.epochs):
             self.state.epoch = epoch
             if self.before_epoch:
                 self.before_epoch(self)
@@ -142,10 +164,13 @@ class Trainer:
             self.results.add(row)
             events.add(row, epoch)
             self.state.epoch = epoch + 1
+            self.state.stopped = agree(self._should_stop(epoch), self.world)
+            for extra in self.extra_losses:  # what one process saves must be what all of them go on with
+                average_gradients(extra, self.world)
             if self.save and self.world.is_main:
                 self.save(self)
             self._report(epoch, time.perf_counter() - began, start)
-            if agree(self._should_stop(epoch), self.world):
+            if self.state.stopped:
                 best, patience = self.state.best_epoch + 1, self.options.patience
                 LOGGER.info(f"stopped early: nothing better than epoch {best} for {patience} epochs (--patience)")
                 break
@@ -176,6 +201,9 @@ class Trainer:
                 means = meter.means()
                 self._check_finite(means, epoch)
                 bar.set_description(self._caption(epoch, means))
+        # The last steps may have spoilt the weights without a loss that shows it; then last.pt must stay as it is.
+        if not torch.stack([value.isfinite().all() for value in self.ema.module.state_dict().values()]).all():
+            raise self._diverged(epoch, "the weights are not finite")
         return {f"train/{name}": value for name, value in meter.means().items()}
 
     def forward(self, batch: Batch, iteration: int) -> tuple[Tensor, dict[str, Tensor]]:
@@ -183,29 +211,36 @@ class Trainer:
         images = images_to_device(batch.images, self.device)
         if self.options.multi_scale:
             images = self._rescale(images, iteration)
-        targets = batch.targets.to(self.device, non_blocking=True)
+        targets = batch.targets.to(self.device, non_blocking=True)  # (T, 6)
         layers = [layer for extra in self.extra_losses for layer in cast(ExtraLoss, extra).layers]
         with torch.autocast(self.device.type, enabled=self.device.type == "cuda"):
             if layers:
                 predictions, features = self.wrapped(images, extra_features=layers)
             else:
                 predictions, features = self.wrapped(images), []
-            loss, items = self.criterion(predictions, targets)
+            # Targets in host memory spare the assignment most of its padding, and it never has to wait for the device.
+            detection_loss, items = self.criterion(predictions, batch.targets)
+            loss = detection_loss
             for extra in self.extra_losses:
                 count = len(cast(ExtraLoss, extra).layers)
-                more, more_items = extra(images, predictions, features[:count], targets)
-                features = features[count:]
+                mine, features = features[:count], features[count:]
+                more, more_items = extra(images, predictions, mine, targets)
+                if iteration == 0 and self.world.is_main:
+                    table = cast(ExtraLoss, extra).preflight(
+                        images, predictions, mine, targets, detection_loss.detach()
+                    )
+                    report_preflight(table, more_items)
                 loss, items = loss + more, items | more_items
         # DistributedDataParallel averages gradients over the processes; the loss is a sum over images.
         return loss * self.world.size, items
 
     def optimizer_step(self) -> None:
         """Clips, steps, clears the gradients and lets the average follow."""
-        self.scaler.unscale_(self.optimizer)
-        nn.utils.clip_grad_norm_(self.model.parameters(), GRADIENT_CLIP)
-        for extra in self.extra_losses:
+        for extra in self.extra_losses:  # before unscaling, so that every process sees an overflow in any of them
             average_gradients(extra, self.world)
-            nn.utils.clip_grad_norm_(extra.parameters(), GRADIENT_CLIP)
+        self.scaler.unscale_(self.optimizer)
+        for module in (self.model, *self.extra_losses):
+            nn.utils.clip_grad_norm_(list(module.parameters()), GRADIENT_CLIP)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
@@ -223,34 +258,46 @@ class Trainer:
         return F.interpolate(images, size=shape, mode="bilinear", align_corners=False)
 
     def _validated(self, epoch: int) -> dict[str, float]:
-        """Metrics of this epoch, and whether they are the best so far."""
+        """Metrics of this epoch where it is validated; notes whether they are the best so far."""
+        state = self.state
+        state.metrics = {}
         due = not self.options.notest and (epoch + 1) % self.options.val_period == 0
-        metrics: dict[str, float] = {}
         if self.validate and self.world.is_main and (due or epoch + 1 == self.options.epochs):
-            metrics = self.validate(self.ema.module)
-            fitness = metrics.pop("fitness")
-            if fitness > self.state.best_fitness:
-                self.state.best_fitness, self.state.best_epoch = fitness, epoch
-                self.state.metrics = dict(metrics)
-        return metrics
+            result = self.validate(self.ema.module)
+            state.metrics = result.as_row()
+            state.class_ap = [float(ap) for ap in result.coco.per_class_ap]
+            fitness = state.metrics.pop("fitness")
+            # Before anything is found, every epoch is the best: a slow start must not use the patience up.
+            if fitness > state.best_fitness or fitness == state.best_fitness == 0:
+                state.best_fitness, state.best_epoch = fitness, epoch
+        return state.metrics
 
     def _should_stop(self, epoch: int) -> bool:
+        """Whether this epoch was validated and the best one is as many epochs ago as the patience allows."""
         patience = self.options.patience
-        return patience > 0 and self.state.best_epoch >= 0 and epoch - self.state.best_epoch >= patience
+        best = self.state.best_epoch
+        return patience > 0 and bool(self.state.metrics) and best >= 0 and epoch - best >= patience
 
     def _check_finite(self, means: Mapping[str, float], epoch: int) -> None:
         for name, value in means.items():
-            if value != value or value in (float("inf"), float("-inf")):
-                raise UserError(
-                    f"training diverged in epoch {epoch + 1}: the loss term {name} is {value}; "
-                    f"lower lr0 or the weight of that term; the last good epoch is in {self.run_folder.last}"
-                )
+            if not math.isfinite(value):
+                raise self._diverged(epoch, f"the loss term {name} is {value}")
+
+    def _diverged(self, epoch: int, what: str) -> UserError:
+        last = self.run_folder.last
+        kept = f"; the last good epoch is in {last}" if last.is_file() else ""
+        return UserError(f"training diverged in epoch {epoch + 1}: {what}; lower lr0 or the weight of a term{kept}")
 
     def _caption(self, epoch: int, means: Mapping[str, float]) -> str:
+        """The bar's text; terms of one source, such as kd/fgd/P3 and kd/output/box, are shown as their sum."""
         parts = [f"epoch {epoch + 1}/{self.options.epochs}"]
         if self.device.type == "cuda":
             parts.append(f"{torch.cuda.memory_reserved() / 2**30:.1f}G")
-        return "  ".join(parts + [f"{name} {value:.4g}" for name, value in means.items()])
+        sums: dict[str, float] = {}
+        for name, value in means.items():
+            source = name.split("/")[0]
+            sums[source] = sums.get(source, 0.0) + value
+        return "  ".join(parts + [f"{source} {value:.4g}" for source, value in sums.items()])
 
     def _report(self, epoch: int, spent: float, start: int) -> None:
         row = self.results.rows[-1]
@@ -261,6 +308,18 @@ class Trainer:
                 f"epoch {epoch + 1}/{self.options.epochs}: AP {ap:.4f}  AP50 {ap50:.4f}"
                 f"  best {self.state.best_fitness:.4f} at epoch {self.state.best_epoch + 1}  about {_clock(left)} left"
             )
+
+
+def report_preflight(table: str, items: Mapping[str, Tensor]) -> None:
+    """Prints how strong the parts of an extra loss are on the first batch; warns of those that do nothing or harm."""
+    LOGGER.info(f"\n{table}")  # the progress bar is on the line
+    values = {name: value.item() for name, value in items.items()}
+    idle = [name for name, value in values.items() if value == 0]
+    broken = [name for name, value in values.items() if not math.isfinite(value)]
+    if idle:
+        LOGGER.warning(f"warning: exactly 0 on the first batch: {', '.join(idle)}; check layers, weights and teacher")
+    if broken:
+        LOGGER.warning(f"warning: not finite on the first batch: {', '.join(broken)}; check the teacher's weights")
 
 
 def _clock(seconds: float) -> str:

@@ -33,10 +33,9 @@ def plot_training_batches(trainer: Trainer, names: Sequence[str]) -> None:
         )
 
 
-def final_report(run: RunFolder, result: EvalResult | None, options: TrainOptions) -> None:
+def final_report(run: RunFolder, result: EvalResult, options: TrainOptions) -> None:
     """Draws results.png and prints the best model's figures and where they lie."""
     if not options.noplots:
         plot_results(run.path / "results.csv")
-    if result is not None:
-        LOGGER.info(result.table(verbose=len(result.names) <= 30))
+    LOGGER.info(result.table(verbose=len(result.names) <= 30))
     LOGGER.info(f"best: {run.best}\nlast: {run.last}\nresults: {run.path}")

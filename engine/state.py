@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from engine.checkpoint import Checkpoint, save_checkpoint
 from engine.loop import Trainer, TrainState
 from models.yolo import Model
 from utils.errors import UserError
+from utils.logging import LOGGER
 
 
 def model_entry(model: Model) -> dict[str, Any]:
@@ -32,10 +34,11 @@ def save_training(trainer: Trainer, teacher: dict[str, Any] | None = None) -> No
     """Writes last.pt after an epoch, best.pt when this epoch is the best, and the periodic copies.
 
     best.pt is a plain model file of the averaged weights. last.pt holds a `training` entry besides, which is
-    taken out at the end of the training.
+    taken out at the end of the training. While no epoch has been validated the latest one is the best, as it is with
+    --nosave, where the last is the only one that is kept.
     """
     options, state, run = trainer.options, trainer.state, trainer.run_folder
-    final = state.epoch >= options.epochs
+    final = state.stopped or state.epoch >= options.epochs
     if options.nosave and not final:
         return
     plain = {
@@ -46,7 +49,7 @@ def save_training(trainer: Trainer, teacher: dict[str, Any] | None = None) -> No
         "best_fitness": state.best_fitness,
         "teacher": teacher or {},
     }
-    if state.best_epoch in (state.epoch - 1, -1):
+    if state.best_epoch in (state.epoch - 1, -1) or options.nosave:
         save_checkpoint(run.best, plain)
     if options.save_period > 0 and state.epoch % options.save_period == 0:
         save_checkpoint(run.weights / f"epoch{state.epoch:03d}.pt", plain)
@@ -62,11 +65,8 @@ def training_entry(trainer: Trainer) -> dict[str, Any]:
     ]
     return {
         "options": trainer.options.to_dict(),
-        "epoch": state.epoch,
-        "best_fitness": state.best_fitness,
-        "best_epoch": state.best_epoch,
-        "last_step": state.last_step,
-        "metrics": dict(state.metrics),
+        "world_size": trainer.world.size,
+        "state": asdict(state),
         "state_dict": trainer.model.state_dict(),
         "ema_updates": trainer.ema.updates,
         "optimizer": trainer.optimizer.state_dict(),
@@ -82,37 +82,44 @@ def restore_training(trainer: Trainer, checkpoint: Checkpoint) -> None:
     """Puts a trainer back to where `training_entry` was taken."""
     entry = checkpoint.training
     try:
-        trainer.model.load_state_dict(entry["state_dict"])
-        trainer.ema.module.load_state_dict(checkpoint.state_dict)
-        trainer.ema.updates = entry["ema_updates"]
-        trainer.optimizer.load_state_dict(entry["optimizer"])
-        trainer.scaler.load_state_dict(entry["scaler"])
         if len(entry["extra_losses"]) != len(trainer.extra_losses):
             raise ValueError(
                 f"{len(entry['extra_losses'])} extra losses in the file, {len(trainer.extra_losses)} in this run"
             )
+        trainer.model.load_state_dict(entry["state_dict"])
+        trainer.ema.module.load_state_dict(checkpoint.state_dict)
+        trainer.ema.updates = entry["ema_updates"]
+        trainer.optimizer.load_state_dict(entry["optimizer"])
+        if entry["scaler"]:  # empty in a run that began on a CPU
+            trainer.scaler.load_state_dict(entry["scaler"])
         for extra, state in zip(trainer.extra_losses, entry["extra_losses"]):
             extra.load_state_dict(state)
-    except (KeyError, RuntimeError, ValueError) as error:
+        trainer.state = TrainState(**entry["state"])
+    except (KeyError, RuntimeError, TypeError, ValueError) as error:
+        lines = str(error).splitlines()
+        reason = lines[min(1, len(lines) - 1)].strip()  # PyTorch says in the second line what is wrong
         raise UserError(
-            f"{checkpoint.path} does not fit the run that it belongs to ({str(error).splitlines()[0]}); "
+            f"{checkpoint.path} does not fit the run that it belongs to ({reason}); "
             "restore the run's hyp.yaml and opt.yaml, or start anew with --weights"
         ) from error
-    _restore_gradients(trainer.model, entry["gradients"])
+    # Gradients lie in the file times the loss scale of its device, which is 1 on a CPU.
+    factor = trainer.scaler.get_scale() / entry["scaler"].get("scale", 1.0)
+    _restore_gradients(trainer.model, entry["gradients"], factor)
     for extra, gradients in zip(trainer.extra_losses, entry["extra_gradients"]):
-        _restore_gradients(extra, gradients)
+        _restore_gradients(extra, gradients, factor)
     set_rng_states(entry["rng"])
-    trainer.state = TrainState(
-        epoch=entry["epoch"], best_fitness=entry["best_fitness"], best_epoch=entry["best_epoch"],
-        last_step=entry["last_step"], metrics=dict(entry["metrics"]),
-    )  # fmt: skip
     trainer.results.resume(trainer.state.epoch)
+    if entry["world_size"] != trainer.world.size:
+        LOGGER.warning(
+            f"warning: this run began with {entry['world_size']} process(es) and goes on with {trainer.world.size}; "
+            "it will not equal an uninterrupted one"
+        )
 
 
-def _restore_gradients(module: nn.Module, gradients: dict[str, torch.Tensor]) -> None:
+def _restore_gradients(module: nn.Module, gradients: dict[str, torch.Tensor], factor: float) -> None:
     for name, parameter in module.named_parameters():
         if name in gradients:
-            parameter.grad = gradients[name].to(parameter.device)
+            parameter.grad = gradients[name].to(parameter.device) * factor
 
 
 def rng_states() -> dict[str, Any]:

@@ -20,13 +20,14 @@ from engine.build import (
     describe_data,
     freeze_layers,
     image_weights,
+    resumed_model,
     rounded_size,
 )
 from engine.checkpoint import Checkpoint, load_checkpoint, strip_checkpoint
 from engine.config import Hyp, TrainOptions, hyp_from_dict, options_from_dict, read_hyp
 from engine.criterion import build_criteria
 from engine.distillation import build_distiller, check_recipe
-from engine.distributed import World, agree, broadcast_module, join_world, leave_world
+from engine.distributed import World, agree, announced_world, broadcast_module, join_world, leave_world
 from engine.ema import ModelEMA
 from engine.evaluate import EvalResult, evaluate
 from engine.loop import Trainer, TrainState
@@ -45,7 +46,7 @@ VALIDATION_IOU = 0.6
 
 @dataclass
 class TrainResult:
-    """Where a training ended: its folder, its best metrics by COCO's rules, and the epoch they come from."""
+    """Where a training ended: its folder, the metrics of best.pt, and the epoch that best.pt comes from (from 0)."""
 
     folder: Path
     metrics: dict[str, float]
@@ -86,20 +87,22 @@ def run_training(options: TrainOptions, resume: str | bool = False, distil: bool
         distil = bool(options.teacher_weights)
     else:
         hyp = read_hyp(options.hyp)
-    world = join_world(options.batch_size)
+    world = announced_world(options.batch_size)
     setup_logging(world.rank)
-    try:
-        return _train(options, hyp, checkpoint, distil, world)
-    finally:
-        leave_world(world)
+    device = select_device(options.device)
+    join_world(world, device)
+    trainer, data = set_up(options, hyp, checkpoint, distil, world, device)
+    del checkpoint  # or its weights would stay in host memory all the while
+    state = trainer.run()
+    result = finish(trainer, state, data)
+    leave_world(world)  # not after an error: the launcher ends the other processes, which may wait for this one
+    return result
 
 
-def _train(options: TrainOptions, hyp: Hyp, checkpoint: Checkpoint | None, distil: bool, world: World) -> TrainResult:
-    device = (
-        torch.device("cuda", world.local_rank)
-        if world.active and torch.cuda.is_available()
-        else select_device(options.device)
-    )
+def set_up(
+    options: TrainOptions, hyp: Hyp, checkpoint: Checkpoint | None, distil: bool, world: World, device: torch.device
+) -> tuple[Trainer, TrainingData]:
+    """Everything up to the first step, or up to the first after the checkpoint's."""
     seed_everything(options.seed)
     if distil:
         check_recipe(options, hyp)
@@ -109,7 +112,7 @@ def _train(options: TrainOptions, hyp: Hyp, checkpoint: Checkpoint | None, disti
         )
     config = ensure_dataset(load_dataset_config(options.data))
     nc, names = (1, ("item",)) if options.single_cls else (config.nc, config.names)
-    model = build_model(options, hyp, nc, names)
+    model = resumed_model(checkpoint, nc, names) if checkpoint else build_model(options, hyp, nc, names)
     stride = int(max(model.stride))
     sizes = (
         rounded_size(options.img_size[0], stride, "--img-size"),
@@ -120,8 +123,6 @@ def _train(options: TrainOptions, hyp: Hyp, checkpoint: Checkpoint | None, disti
     data = build_data(options, hyp, config, stride, world, sizes)
     if not options.noautoanchor and not checkpoint:
         check_anchors(model, data.train_index, sizes[0], hyp.anchor_t)
-    elif checkpoint:
-        model.load_state_dict(checkpoint.training["state_dict"])
     model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     broadcast_module(model, world)
     trainer, teacher = assemble(options, hyp, model, data, distil, world, device)
@@ -132,8 +133,7 @@ def _train(options: TrainOptions, hyp: Hyp, checkpoint: Checkpoint | None, disti
         LOGGER.info(f"resuming {trainer.run_folder.path} at epoch {trainer.state.epoch + 1} of {options.epochs}")
     if world.is_main and not options.noplots and not checkpoint:
         plot_training_batches(trainer, names)
-    state = trainer.run()
-    return finish(trainer, state, data, names)
+    return trainer, data
 
 
 def assemble(
@@ -160,15 +160,14 @@ def assemble(
 
     names = tuple(model.names)
 
-    def validate(network: nn.Module) -> dict[str, float]:
+    def validate(network: nn.Module) -> EvalResult:
         assert data.val is not None
-        result = evaluate(
+        return evaluate(
             network, data.val, names=names, device=device, iou_thres=VALIDATION_IOU, criterion=val_criterion
         )
-        return result.as_row()
 
     def before_epoch(trainer: Trainer) -> None:
-        weights = class_weights(data.train_index, model.nc)
+        weights = class_weights(data.train_index, model.nc, agree(trainer.state.class_ap, world))
         data.train.set_index_weights(image_weights(data.train_index, weights))
 
     trainer = Trainer(
@@ -220,20 +219,22 @@ def check_teacher(checkpoint: Checkpoint, teacher: dict[str, Any]) -> None:
         )
 
 
-def finish(trainer: Trainer, state: TrainState, data: TrainingData, names: tuple[str, ...]) -> TrainResult:
-    """Strips the checkpoints to plain model files, evaluates the best one and draws the reports."""
+def finish(trainer: Trainer, state: TrainState, data: TrainingData) -> TrainResult:
+    """Strips the checkpoints to plain model files, evaluates the best one and draws the reports.
+
+    Only the main process has metrics to return.
+    """
     run = trainer.run_folder
-    if trainer.world.is_main:
-        result: EvalResult | None = None
-        for path in (run.last, run.best):
-            if path.is_file():
-                strip_checkpoint(path)
-        if data.val is not None and run.best.is_file():
-            best = trainer.ema.module
-            best.load_state_dict(load_checkpoint(run.best).state_dict)
-            result = evaluate(
-                best, data.val, names=names, device=trainer.device, iou_thres=VALIDATION_IOU,
-                save_dir=run.path, plots=not trainer.options.noplots,
-            )  # fmt: skip
-        final_report(run, result, trainer.options)
-    return TrainResult(run.path, dict(state.metrics), state.best_epoch)
+    if not trainer.world.is_main:
+        return TrainResult(run.path, {}, state.best_epoch)
+    assert data.val is not None
+    for path in (run.last, run.best):
+        strip_checkpoint(path)
+    checkpoint, best = load_checkpoint(run.best), trainer.ema.module
+    best.load_state_dict(checkpoint.state_dict)
+    result = evaluate(
+        best, data.val, names=trainer.model.names, device=trainer.device, iou_thres=VALIDATION_IOU,
+        save_dir=run.path, plots=not trainer.options.noplots,
+    )  # fmt: skip
+    final_report(run, result, trainer.options)
+    return TrainResult(run.path, result.as_row(), checkpoint.epoch)

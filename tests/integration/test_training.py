@@ -81,7 +81,7 @@ def test_killed_in_an_epoch_and_resumed_equals_uninterrupted(tiny: Path, base: l
     time.sleep(0.1)  # into the third epoch
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
-    assert load(last)["training"]["epoch"] < 5
+    assert load(last)["training"]["state"]["epoch"] < 5
     checked("train_distill.py", "--resume", last)
     assert_same_weights(tiny / "runs" / "whole", killed)
     timeless = [
