@@ -18,11 +18,10 @@ import yaml
 
 from engine.checkpoint import load_checkpoint
 from engine.config import read_hyp
-from engine.experiment import Experiment
+from engine.experiment import Experiment, check_files, merged_values
 from utils.errors import UserError
 from utils.logging import LOGGER
-from utils.paths import file_hash
-from utils.yaml_io import load_yaml
+from utils.paths import existing_file, file_hash, replacing
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -65,12 +64,7 @@ def train_teacher(experiment: Experiment, folder: Path) -> Run:
     settings = experiment.teacher
     seed = int(settings.get("seed", 0))
     if settings.get("weights"):
-        path = Path(settings["weights"])
-        if not path.is_file():
-            raise UserError(
-                f"teacher weights {path} do not exist; correct the experiment file, or give cfg: to train one"
-            )
-        return Run("teacher", seed, path)
+        return Run("teacher", seed, existing_file(settings["weights"], "teacher weights"))
     words = ["train.py"]
     for key, flag in (("cfg", "--cfg"), ("start", "--weights")):
         if settings.get(key):
@@ -95,15 +89,11 @@ def shared_flags(experiment: Experiment, hyp: Path, settings: Mapping[str, Any])
 
 def merged_hyp(experiment: Experiment, settings: Mapping[str, Any], path: Path) -> Path:
     """Writes a hyper-parameter file with the changes of the experiment and then of the arm, and checks it."""
-    source = settings.get("hyp") or experiment.hyp
-    changes = {**experiment.changes, **(settings.get("changes") or {})}
-    values = {**load_yaml(source, "hyper-parameter file"), **changes}
+    source, values = merged_values(experiment, settings)
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(
-        f"# {source} with the changes of the experiment {experiment.name}\n" + yaml.safe_dump(values, sort_keys=False),
-        encoding="utf-8",
-    )
-    read_hyp(path)
+    with replacing(path) as stream:
+        stream.write(f"# {source} with the changes of the experiment {experiment.name}\n")
+        yaml.safe_dump(values, stream, sort_keys=False)
     return path
 
 
@@ -137,12 +127,14 @@ def train_one(experiment: Experiment, folder: Path, name: str, words: list[str])
     ):
         command = [words[0], "--resume", str(last)]
     run.mkdir(parents=True, exist_ok=True)
-    started.write_text(json.dumps(identity, indent=2))
+    with replacing(started) as stream:
+        json.dump(identity, stream, indent=2)
     LOGGER.info("$ " + shlex.join(["python", *command]))
     sys.stdout.flush()
     if subprocess.run([sys.executable, str(ROOT / command[0]), *command[1:]]).returncode:
         raise UserError(f"the training of {name} failed; its messages are above")
-    done.write_text(json.dumps(identity, indent=2))
+    with replacing(done) as stream:
+        json.dump(identity, stream, indent=2)
     return best
 
 
@@ -164,6 +156,7 @@ def run_experiment(experiment: Experiment, project: str) -> Path:
     """
     from engine.comparison import draw_pictures, evaluate_runs, write_report
 
+    check_files(experiment)
     folder = Path(project) / experiment.name
     folder.mkdir(parents=True, exist_ok=True)
     runs = train_all(experiment, folder)

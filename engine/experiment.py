@@ -7,12 +7,19 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from data.config import load_dataset_config
+from engine.config import hyp_from_dict
+from models.config import read_model_config
+from utils.device import select_device
 from utils.errors import UserError
+from utils.paths import existing_file
 from utils.yaml_io import check_keys, load_yaml
 
 TEACHER_KEYS = ("weights", "start", "cfg", "hyp", "changes", "epochs", "seed", "batch_size", "img_size", "patience")
 ARM_KEYS = ("hyp", "changes", "distil")
 SPLITS = ("train", "val", "test")
+TEXTS = ("name", "data", "student", "student_weights", "hyp", "device", "weights", "start", "cfg")
+LEAST = {"epochs": 1, "batch_size": 1, "img_size": 32, "workers": 0, "pictures": 0, "seed": 0, "patience": 0}
 
 
 @dataclass(frozen=True)
@@ -73,14 +80,74 @@ def load_experiment(path: str | Path, overrides: Mapping[str, Any] | None = None
     check_keys(values["teacher"], TEACHER_KEYS, f"{path}: teacher")
     if not {"weights", "cfg", "start"} & set(values["teacher"]):
         raise UserError(f"{path}: teacher needs `weights:` (a trained one), or `cfg:` or `start:` (to train one)")
-    for name, arm in values["arms"].items():
-        check_keys(arm or {}, ARM_KEYS, f"{path}: arms: {name}")
-    values["arms"] = {str(name): dict(arm or {}) for name, arm in values["arms"].items()}
+    _check_values(values["teacher"], f"{path}: teacher")
+    values["arms"] = _arms(values["arms"], f"{path}: arms")
     values |= {k: v for k, v in (overrides or {}).items() if v is not None}
+    _check_values(values, str(path))
     for key in ("seeds", "flags"):
         if key in values:
             values[key] = tuple(values[key]) if isinstance(values[key], list | tuple) else (values[key],)
+    seeds = values.get("seeds", (0,))
+    if not seeds or not all(type(seed) is int and seed >= 0 for seed in seeds) or len(set(seeds)) < len(seeds):
+        raise UserError(f"{path}: seeds are {list(seeds)}; expected different whole numbers of at least 0")
     values["flags"] = tuple(str(word) for word in values.get("flags", ()))
     if values.get("split", "val") not in SPLITS:
         raise UserError(f"{path}: split is {values['split']!r}; expected one of {', '.join(SPLITS)}")
     return Experiment(**values)
+
+
+def _arms(arms: Mapping[Any, Any], where: str) -> dict[str, dict[str, Any]]:
+    """The arms with their settings; an arm without any trains as the experiment's defaults say."""
+    if not arms:
+        raise UserError(f"{where} is empty; list the trainings that are compared, the baseline first")
+    for name, arm in arms.items():
+        if not isinstance(arm, Mapping | None):
+            raise UserError(f"{where}: {name} is {arm!r}; expected settings such as {{hyp: hyp/distill.fgd.yaml}}")
+        check_keys(arm or {}, ARM_KEYS, f"{where}: {name}")
+        _check_values(arm or {}, f"{where}: {name}")
+    return {str(name): dict(arm or {}) for name, arm in arms.items()}
+
+
+def _check_values(values: Mapping[str, Any], where: str) -> None:
+    """Refuses settings of another kind than the experiment and its parts take; null stands for the default."""
+    for key, value in values.items():
+        if key in TEXTS and not isinstance(value, str | None):
+            raise UserError(f"{where}: {key} is {value!r}; expected text")
+        if key in LEAST and value is not None and (type(value) is not int or value < LEAST[key]):
+            raise UserError(f"{where}: {key} is {value!r}; expected a whole number of at least {LEAST[key]}")
+        if key == "changes" and not isinstance(value, Mapping | None):
+            raise UserError(f"{where}: changes is {value!r}; expected hyper-parameters such as {{lr0: 0.01}}")
+        if key == "distil" and not isinstance(value, bool):
+            raise UserError(f"{where}: distil is {value!r}; expected true or false")
+
+
+def merged_values(experiment: Experiment, settings: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    """A hyper-parameter file and its content with the changes of the experiment and then of the arm, checked."""
+    source = str(settings.get("hyp") or experiment.hyp)
+    changes = {**experiment.changes, **(settings.get("changes") or {})}
+    values = {**load_yaml(source, "hyper-parameter file"), **changes}
+    hyp_from_dict(values, f"{source} with the changes of the experiment" if changes else source)
+    return source, values
+
+
+def check_files(experiment: Experiment) -> None:
+    """Looks at all that the experiment names, so that a mistake shows now and not after hours of training.
+
+    Raises:
+        UserError: a file or the device is not there, or a file is not understood.
+    """
+    teacher = experiment.teacher
+    select_device(experiment.device)
+    load_dataset_config(experiment.data).split(experiment.split)
+    for architecture in (experiment.student, teacher.get("cfg")):
+        if architecture:
+            read_model_config(architecture)
+    for what, path in (
+        ("teacher weights", teacher.get("weights")),
+        ("start of the teacher", teacher.get("start")),
+        ("student weights", experiment.student_weights),
+    ):
+        if path:
+            existing_file(path, what)
+    for settings in (teacher, *experiment.arms.values()):
+        merged_values(experiment, settings)

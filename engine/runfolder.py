@@ -16,7 +16,7 @@ from typing import Any
 import yaml
 
 from utils.logging import LOGGER
-from utils.paths import increment_path
+from utils.paths import increment_path, replacing
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -47,13 +47,15 @@ class RunFolder:
         """Writes a mapping as yaml, in its own order."""
         if self.active:
             text = yaml.safe_dump(_plain(content), sort_keys=False, allow_unicode=True)
-            (self.path / name).write_text(text, encoding="utf-8")
+            with replacing(self.path / name) as stream:
+                stream.write(text)
 
     def write_manifest(self, facts: Mapping[str, Any]) -> None:
         """Writes manifest.json: what somebody needs to repeat this run and trust its numbers."""
         if self.active:
             content = {**environment(), **_plain(facts)}
-            (self.path / "manifest.json").write_text(json.dumps(content, indent=2) + "\n")
+            with replacing(self.path / "manifest.json") as stream:
+                stream.write(json.dumps(content, indent=2) + "\n")
 
 
 class ResultsTable:
@@ -82,12 +84,10 @@ class ResultsTable:
         if not self.active:
             return
         columns = list(dict.fromkeys(key for each in self.rows for key in each))
-        temporary = self.path.with_suffix(".tmp")
-        with open(temporary, "w", newline="") as stream:
+        with replacing(self.path) as stream:
             writer = csv.DictWriter(stream, columns, restval="", lineterminator="\n")
             writer.writeheader()
             writer.writerows(self.rows)
-        temporary.replace(self.path)
 
 
 class EventWriter:

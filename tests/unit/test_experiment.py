@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 import engine.compare as compare
-from engine.compare import Run, merged_hyp, train_all, train_one
+from engine.compare import Run, merged_hyp, run_experiment, train_all, train_one
 from engine.comparison import write_report
 from engine.config import read_hyp
 from engine.experiment import Experiment, load_experiment
@@ -69,12 +69,44 @@ def test_given_values_replace_those_of_the_file(tmp_path: Path) -> None:
         ({"teacher": {"cfg": "a.yaml", "epoch": 1}}, "teacher: unknown key 'epoch'"),
         ({"arms": {"one": {"hyps": "x"}}}, "arms: one: unknown key 'hyps'; did you mean 'hyp'"),
         ({"split": "valid"}, "split is 'valid'; expected one of train, val, test"),
+        ({"epochs": 0}, "epochs is 0; expected a whole number of at least 1"),
+        ({"teacher": {"cfg": "a.yaml", "epochs": "30"}}, "teacher: epochs is '30'; expected a whole number"),
+        ({"seeds": [1, 1]}, "seeds are [1, 1]; expected different whole numbers"),
+        ({"student": ["a.yaml"]}, "student is ['a.yaml']; expected text"),
+        ({"changes": "lr0"}, "changes is 'lr0'; expected hyper-parameters"),
+        ({"arms": {}}, "arms is empty"),
+        ({"arms": {"one": "hyp.yaml"}}, "arms: one is 'hyp.yaml'; expected settings"),
+        ({"arms": {"one": {"distil": "no"}}}, "arms: one: distil is 'no'; expected true or false"),
     ],
 )
 def test_mistakes_in_the_file(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError) as error:
         experiment(tmp_path, **changes)
     assert message in str(error.value) and str(tmp_path) in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"data": "nowhere.yaml"}, "data file 'nowhere.yaml' does not exist"),
+        ({"student": "nowhere.yaml"}, "architecture 'nowhere.yaml' does not exist"),
+        ({"student": "data/synthetic.yaml"}, "name one for --cfg (architecture)"),
+        ({"student_weights": "nowhere.pt"}, "student weights 'nowhere.pt' does not exist"),
+        ({"teacher": {"weights": "nowhere.pt"}}, "teacher weights 'nowhere.pt' does not exist"),
+        ({"arms": {"one": {}, "two": {"hyp": "nowhere.yaml"}}}, "hyper-parameter file 'nowhere.yaml' does not exist"),
+        ({"arms": {"one": {}, "two": {"changes": {"lr": 1}}}}, "unknown key 'lr'"),
+        ({"device": "99"}, "--device 99"),
+    ],
+)
+def test_every_file_is_looked_at_before_the_first_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any], message: str
+) -> None:
+    monkeypatch.chdir(ROOT)
+    fake = FakeTraining(monkeypatch)
+    with pytest.raises(UserError) as error:
+        run_experiment(experiment(tmp_path, **changes), str(tmp_path / "runs"))
+    assert message in str(error.value)
+    assert not fake.commands and not (tmp_path / "runs").exists()
 
 
 def test_changes_of_the_arm_come_after_those_of_the_experiment(tmp_path: Path) -> None:
@@ -143,7 +175,7 @@ def test_a_recipe_can_be_trained_without_its_teacher(tmp_path: Path, monkeypatch
     arms = {"plain": {**CONTENT["arms"]["fgd"], "distil": False}}
     train_all(experiment(tmp_path, arms=arms, seeds=[0], teacher={"weights": str(tmp_path / "t.pt")}), tmp_path)
     assert len(fake.commands) == 1 and fake.commands[0][0] == "train.py"
-    with pytest.raises(UserError, match="teacher weights .* do not exist"):
+    with pytest.raises(UserError, match="teacher weights .* does not exist"):
         train_all(experiment(tmp_path, teacher={"weights": "nowhere.pt"}), tmp_path)
 
 
