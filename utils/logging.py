@@ -22,7 +22,9 @@ def setup_logging(rank: int = -1) -> None:
     LOGGER.propagate = False
 
 
-def progress(iterable: Iterable[Any] | None = None, total: int | None = None, desc: str = "", enabled: bool = True) -> Any:
+def progress(
+    iterable: Iterable[Any] | None = None, total: int | None = None, desc: str = "", enabled: bool = True
+) -> Any:
     """A tqdm bar of the house's form: description, bar, count, elapsed < remaining, rate."""
     return tqdm(
         iterable,

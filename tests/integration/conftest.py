@@ -34,7 +34,7 @@ def checked(*words: object, **options: object) -> subprocess.CompletedProcess[st
 
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with tiny.yaml (28 + 12 images of 96 pixels) and small.yaml, an architecture of about 60,000 parameters."""
+    """A folder with tiny.yaml (28 + 12 images of 96 pixels), and small.yaml, of some 60,000 parameters."""
     from data.synthetic import render_dataset
 
     folder = tmp_path_factory.mktemp("tiny")

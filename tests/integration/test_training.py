@@ -162,6 +162,11 @@ def test_ignored_flags_are_refused(base: list[str]) -> None:
 
 
 def test_help_needs_no_torch() -> None:
-    code = "import sys, runpy; sys.argv=['x','--help']\ntry: runpy.run_path('{}', run_name='__main__')\nexcept SystemExit: pass\nassert 'torch' not in sys.modules"
+    code = (
+        "import sys, runpy; sys.argv = ['x', '--help']\n"
+        "try: runpy.run_path('{}', run_name='__main__')\n"
+        "except SystemExit: pass\n"
+        "assert 'torch' not in sys.modules"
+    )
     for script in ("train.py", "train_distill.py", "test.py", "detect.py", "compare.py"):
         checked("-c", code.format(script))
