@@ -126,7 +126,7 @@ def find_candidates(
     column = torch.stack([x, x - reach, x, x + reach, x], 1).long().clamp(0, columns - 1)  # (G, 5, N)
     row = torch.stack([y, y, y - reach, y, y + reach], 1).long().clamp(0, rows - 1)
 
-    source, valid = _keep((inside[:, :, None] & fits[:, None]).flatten(1))  # (G, K) of 5 * A * N
+    source, valid = keep_true((inside[:, :, None] & fits[:, None]).flatten(1))  # (G, K) of 5 * A * N
     target = source % num_boxes
     anchor = source // num_boxes % num_anchors
     place = source // (num_boxes * num_anchors) * num_boxes + target  # of 5 * N
@@ -137,8 +137,11 @@ def find_candidates(
     return Candidates(target, anchor, torch.stack([column, row], -1), position, valid)
 
 
-def _keep(valid: Tensor) -> tuple[Tensor, Tensor]:
-    """(G, R) mask -> (G, K) positions of the true entries in their order, and which of the K are not padding."""
+def keep_true(valid: Tensor) -> tuple[Tensor, Tensor]:
+    """(G, R) mask -> (G, K) positions of the true entries in their order, and which of the K are not padding.
+
+    K is the largest number of true entries in a row, or R where that cannot be read without waiting.
+    """
     positions = torch.arange(valid.shape[1], device=valid.device).expand_as(valid)
     if not sizes_readable(valid):
         return positions, valid
@@ -169,5 +172,5 @@ def drop_invalid(assignment: Assignment) -> Assignment:
     """Leaves the valid entries only, where their number can be read without waiting."""
     if not sizes_readable(assignment.valid):
         return assignment
-    source, _ = _keep(assignment.valid[None])
+    source, _ = keep_true(assignment.valid[None])
     return Assignment(*(values[source[0]] for values in assignment))

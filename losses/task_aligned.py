@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from losses.anchor_assign import keep_true
 from losses.functional import row_blocks, sortable, sorted_order
 from losses.iou import box_overlap
 
@@ -23,10 +24,10 @@ class Boxes(NamedTuple):
 
 
 class Outputs(NamedTuple):
-    """What the assignment sees of the predictions; planar, so that a box picks its image without a transposition."""
+    """What the assignment sees of the predictions."""
 
-    boxes_xyxy: Tensor  # (B, 4, P) pixels
-    scores: Tensor  # (B, C, P) after the sigmoid
+    boxes_xyxy: Tensor  # (B, P, 4) pixels
+    logits: Tensor  # (B, C, P) before the sigmoid
     points: Tensor  # (P, 2) pixels
 
 
@@ -66,65 +67,62 @@ class TaskAlignedAssigner(NamedTuple):
             outputs: predictions.
             targets: the boxes, in the same dtype.
         """
-        num_images, num_points = outputs.scores.shape[0], outputs.scores.shape[2]
+        num_images, num_points = outputs.boxes_xyxy.shape[:2]
         num_boxes, k = len(targets.image), min(self.topk, num_points)
-        # For each point, the box that it overlaps most; of equal ones the first, hence rows counted from the end.
-        closest = torch.full((num_images, num_points), -1, device=targets.image.device)
-        metric, point = targets.boxes_xyxy.new_zeros(num_boxes, k), targets.image.new_zeros(num_boxes, k)
         row = torch.arange(num_boxes, device=targets.image.device)
+        # For each point, the box that it overlaps most; of equal ones the first, hence rows counted from the end.
+        closest = torch.full((num_images * num_points,), -1, device=row.device)
+        metric, point = targets.boxes_xyxy.new_zeros(num_boxes, k), torch.zeros_like(row)[:, None].repeat(1, k)
         for some in row_blocks(num_boxes, num_points):
-            part = Boxes(*(tensor[some] for tensor in targets))
-            overlaps, metrics, inside = self._compare(outputs, part)  # (n, P)
-            metric[some], point[some] = metrics.topk(k, 1)
-            keys = sortable(overlaps.float(), num_boxes - row[some, None])
-            index = part.image[:, None].expand_as(keys)
-            closest.scatter_reduce_(0, index, keys.masked_fill_(~inside, -1), "amax")
+            pair, inside = self._pairs(outputs, targets, some)  # (R,) of n * P
+            pair_row, pair_point = row[some][pair // num_points], pair % num_points
+            overlaps, metrics = self._compare(outputs, targets, pair_row, pair_point)
+            overlaps, metrics = overlaps * inside, metrics * inside
+            dense = metrics.new_zeros(len(row[some]) * num_points).scatter_(0, pair, metrics)
+            metric[some], point[some] = dense.view(-1, num_points).topk(k, 1)
+            keys = sortable(overlaps.float(), num_boxes - pair_row).masked_fill_(~inside, -1)
+            closest.scatter_reduce_(0, targets.image[pair_row] * num_points + pair_point, keys, "amax")
 
         position = (targets.image[:, None] * num_points + point).flatten()  # (M,) of all images' points
         takes = metric.flatten() > 0
-        times = torch.zeros_like(closest).view(-1).scatter_add(0, position, takes.long())
+        times = torch.zeros_like(closest).scatter_add_(0, position, takes.long())
         entry = torch.arange(len(position), device=position.device)
         first = torch.full_like(times, len(position))
         first = first.scatter_reduce(0, position, torch.where(takes, entry, len(position)), "amin")
         valid = takes & (first[position] == entry)
         own = row[:, None].expand_as(point).flatten()
-        target = torch.where(times[position] > 1, num_boxes - sorted_order(closest.view(-1)[position]), own)
+        target = torch.where(times[position] > 1, num_boxes - sorted_order(closest[position]), own)
         target = torch.where(valid, target, own)
-        image = targets.image[own]
-        score = self._target_scores(outputs, targets, image, point.flatten(), target, valid)
-        return PointAssignment(image, point.flatten(), target, score, valid)
+        score = self._target_scores(outputs, targets, target, point.flatten(), valid)
+        return PointAssignment(targets.image[own], point.flatten(), target, score, valid)
 
-    def _compare(self, outputs: Outputs, targets: Boxes) -> tuple[Tensor, Tensor, Tensor]:
-        """All points against n boxes: (n, P) CIoU not below 0, metric, and whether the point is a candidate."""
-        left, top, right, bottom = self._enlarged(targets.boxes_xyxy)[:, :, None].unbind(1)  # (n, 1)
+    def _pairs(self, outputs: Outputs, targets: Boxes, some: slice) -> tuple[Tensor, Tensor]:
+        """(R,) pairs of n boxes and P points as positions in (n, P), and whether the point lies inside the box."""
+        left, top, right, bottom = self._enlarged(targets.boxes_xyxy[some])[:, :, None].unbind(1)  # (n, 1)
         x, y = outputs.points.unbind(1)  # (P,)
         gap = torch.minimum(torch.minimum(x - left, right - x), torch.minimum(y - top, bottom - y))  # (n, P)
-        inside = (gap > EPS) & targets.valid[:, None]
-        predicted = outputs.boxes_xyxy[targets.image].transpose(1, 2)  # (n, P, 4)
-        overlaps = _overlap(predicted, targets.boxes_xyxy[:, None])
-        overlaps.masked_fill_(~inside, 0)
-        scores = outputs.scores[targets.image, targets.classes]  # (n, P)
-        return overlaps, self._metric(scores, overlaps), inside
+        inside = (gap > EPS) & targets.valid[some, None]
+        pair, inside = keep_true(inside.view(1, -1))
+        return pair[0], inside[0]
 
     def _enlarged(self, boxes_xyxy: Tensor) -> Tensor:
         center, sides = (boxes_xyxy[:, 2:] + boxes_xyxy[:, :2]) / 2, boxes_xyxy[:, 2:] - boxes_xyxy[:, :2]
         half = sides.clamp(min=self.min_side) / 2
         return torch.cat([center - half, center + half], 1) if self.min_side else boxes_xyxy
 
-    def _metric(self, scores: Tensor, overlaps: Tensor) -> Tensor:
-        return scores.pow(self.alpha) * overlaps.pow(self.beta)
+    def _compare(self, outputs: Outputs, targets: Boxes, row: Tensor, point: Tensor) -> tuple[Tensor, Tensor]:
+        """(R,) boxes and points -> (R,) CIoU, not below 0, and metric."""
+        image = targets.image[row]
+        overlaps = box_overlap(
+            targets.boxes_xyxy[row], outputs.boxes_xyxy[image, point], "ciou", box_format="xyxy", height_eps=1e-7
+        ).clamp_(min=0)
+        scores = outputs.logits[image, targets.classes[row], point].sigmoid()
+        return overlaps, scores.pow(self.alpha) * overlaps.pow(self.beta)
 
-    def _target_scores(
-        self, outputs: Outputs, targets: Boxes, image: Tensor, point: Tensor, target: Tensor, valid: Tensor
-    ) -> Tensor:
-        predicted = outputs.boxes_xyxy[image, :, point]  # (M, 4)
-        overlaps = _overlap(predicted, targets.boxes_xyxy[target]) * valid  # (M,)
-        metrics = self._metric(outputs.scores[image, targets.classes[target], point], overlaps)
+    def _target_scores(self, outputs: Outputs, targets: Boxes, target: Tensor, point: Tensor, valid: Tensor) -> Tensor:
+        overlaps, metrics = self._compare(outputs, targets, target, point)  # (M,)
+        overlaps, metrics = overlaps * valid, metrics * valid
         largest = torch.zeros_like(targets.boxes_xyxy[:, 0])  # (T,)
         largest_metric = largest.scatter_reduce(0, target, metrics, "amax")
         largest_overlap = largest.scatter_reduce(0, target, overlaps, "amax")
         return metrics * largest_overlap[target] / (largest_metric[target] + EPS)
-
-
-def _overlap(predicted_xyxy: Tensor, target_xyxy: Tensor) -> Tensor:
-    return box_overlap(target_xyxy, predicted_xyxy, "ciou", box_format="xyxy", height_eps=1e-7).clamp_(min=0)

@@ -6,10 +6,9 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from losses.anchor_based import check_targets, compute_dtype
-from losses.functional import denormalise, to_device
+from losses.functional import background_cross_entropy, denormalise, to_device
 from losses.iou import box_overlap
 from losses.task_aligned import Boxes, Outputs, PointAssignment, TaskAlignedAssigner
 from utils.boxes import cxcywh_to_xyxy
@@ -153,15 +152,13 @@ class YOLOv8Loss(nn.Module):
         bins = torch.arange(self.reg_max, device=points.device, dtype=points.dtype)
         distances = (probability * bins[:, None]).sum(2)  # (B, 4, P)
         centers = points.T  # (2, P)
-        boxes = torch.cat([centers - distances[:, :2], centers + distances[:, 2:]], 1) * strides
-        return Outputs(boxes, class_logits.sigmoid(), points * strides[:, None])
+        boxes = torch.cat([centers - distances[:, :2], centers + distances[:, 2:]], 1) * strides  # (B, 4, P)
+        return Outputs(boxes.transpose(1, 2).contiguous(), class_logits, points * strides[:, None])
 
     def _class_term(self, logits: Tensor, assignment: PointAssignment, boxes: Boxes) -> Tensor:
-        num_images, num_classes, num_points = logits.shape
-        classes = boxes.classes[assignment.target]
-        position = (assignment.image * num_classes + classes) * num_points + assignment.point
-        scores = torch.zeros_like(logits).view(-1).scatter_add(0, position, assignment.score.to(logits.dtype))
-        return F.binary_cross_entropy_with_logits(logits, scores.view_as(logits), reduction="sum")
+        """Cross-entropy summed over everything; it is linear in the targets, of which few are not 0."""
+        chosen = logits[assignment.image, boxes.classes[assignment.target], assignment.point]  # (M,)
+        return background_cross_entropy(logits).sum() - (chosen * assignment.score).sum()
 
     def _box_terms(
         self, logits: Tensor, points: Tensor, strides: Tensor, assignment: PointAssignment, boxes: Boxes

@@ -246,7 +246,7 @@ class TestTaskAlignedAssignment:
     points = torch.tensor([[4.0, 4], [12, 4], [20, 4], [28, 4]])
 
     def outputs(self, boxes: list[list[float]], scores: list[float]) -> Outputs:
-        return Outputs(torch.tensor(boxes).T[None], torch.tensor([[scores]]), self.points)
+        return Outputs(torch.tensor([boxes]), torch.tensor([[scores]]).logit(), self.points)
 
     def test_best_points_and_their_scores(self) -> None:
         # A box around the first three points. CIoU of predictions with its shape at its place: 1; the second prediction
