@@ -72,8 +72,9 @@ def build_index(
     problems += out_of_range
     index = DatasetIndex(records, problems, _counts(usable, records, len(images)), _content_hash(usable))
     if need_boxes and not index.counts["boxes"]:
-        expected = label_path(images[0])
-        raise UserError(f"{where}{len(images)} images but not one box; labels are looked for as {expected}")
+        reason = f"first of {len(problems)} problems: {problems[0]}" if problems else "add labels, or correct the path"
+        expected = f"labels are looked for as {label_path(images[0])}"
+        raise UserError(f"{where}{len(images)} images but not one box; {expected}; {reason}")
     if problems and not quiet:
         LOGGER.warning(f"{where}{index.summary()}\n  (python -m data.audit --data ... lists every one)")
     return index

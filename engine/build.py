@@ -128,10 +128,10 @@ def build_data(
 ) -> TrainingData:
     """Indexes, checks and opens the training and validation images."""
     with main_first(world):
-        train_index = build_index(
-            config.train, config.nc, single_class=options.single_cls, need_boxes=True, prefix="train"
+        train_index, val_index = (
+            build_index(config.split(split), config.nc, single_class=options.single_cls, need_boxes=True, prefix=split)
+            for split in ("train", "val")
         )
-        val_index = build_index(config.val, config.nc, single_class=options.single_cls, prefix="val")
     for index, split in ((train_index, "train"), (val_index, "val")):
         if not index.problems:  # otherwise said when they were found
             LOGGER.info(f"{split}: {index.summary()}")

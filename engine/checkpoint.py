@@ -11,6 +11,7 @@ besides. Reading a file never executes code from it.
 from __future__ import annotations
 
 import math
+import os
 from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -228,8 +229,11 @@ def save_checkpoint(path: str | Path, payload: Mapping[str, Any]) -> None:
     try:
         with replacing(path, "wb") as stream:
             torch.save(content, stream)
-    except (OSError, RuntimeError) as error:  # PyTorch reports a full disk as a RuntimeError
-        reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+            stream.flush()
+            os.fsync(stream.fileno())  # or a power cut could leave neither the old file nor the new one
+    except (OSError, RuntimeError) as error:  # PyTorch makes a RuntimeError of a full disk's OSError
+        cause = error if isinstance(error, OSError) else error.__context__
+        reason = getattr(cause, "strerror", None) or str(error).splitlines()[0]
         raise UserError(
             f"checkpoint {str(path)!r} cannot be written: {reason}; free disk space or choose another --project "
             "(an earlier file of that name is unchanged)"

@@ -28,6 +28,7 @@ from models.yolo import Model
 from utils.boxes import cxcywh_to_xyxy
 from utils.device import select_device, synchronize
 from utils.logging import LOGGER
+from utils.paths import replacing
 from utils.plots import draw_boxes
 
 if TYPE_CHECKING:
@@ -112,9 +113,11 @@ def write_report(experiment: Experiment, rows: list[dict[str, Any]], folder: Pat
             f"{len(experiment.seeds)} seed(s): differences below about 0.01 AP are within what a seed changes.",
         ]
     text = "\n".join(lines)
-    (folder / "report.md").write_text(text + "\n", encoding="utf-8")
+    with replacing(folder / "report.md") as stream:
+        stream.write(text + "\n")
     content = {"experiment": asdict(experiment), "environment": environment(), "summary": summary, "runs": rows}
-    (folder / "report.json").write_text(json.dumps(_valid_json(content), indent=2) + "\n")
+    with replacing(folder / "report.json") as stream:
+        json.dump(_valid_json(content), stream, indent=2)
     return text
 
 

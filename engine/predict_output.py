@@ -19,6 +19,7 @@ from data.sources import Frame
 from utils.boxes import clip_boxes, cxcywh_to_xyxy, xyxy_to_cxcywh
 from utils.errors import UserError
 from utils.logging import LOGGER
+from utils.paths import replacing
 from utils.plots import draw_boxes
 
 WRITABLE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
@@ -113,7 +114,8 @@ class ResultWriter:
             suffix = "" if frame.kind == "image" else f"_{frame.index + 1}"
             (folder / "labels").mkdir(exist_ok=True)
             lines = label_lines(detections, frame.image.shape[:2], self.options.save_conf)
-            (folder / "labels" / f"{stem}{suffix}.txt").write_text("".join(f"{line}\n" for line in lines))
+            with replacing(folder / "labels" / f"{stem}{suffix}.txt") as stream:
+                stream.writelines(f"{line}\n" for line in lines)
         if self.options.save_csv:
             self._write_rows(folder / "predictions.csv", frame, detections)
         if self.options.save_crop:

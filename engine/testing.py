@@ -172,7 +172,11 @@ def run_test(options: TestOptions) -> list[EvalResult]:
     split = options.task if options.task in ("train", "val", "test") else "val"
     for path in options.weights:
         existing_file(path, "--weights")
-    index = build_index(config.split(split), config.nc, single_class=options.single_cls, prefix=split)
+    # Detections can be written without any labels to measure them by, and test sets are published without.
+    need_boxes = split != "test" and not (options.save_txt or options.save_json)
+    index = build_index(
+        config.split(split), config.nc, single_class=options.single_cls, need_boxes=need_boxes, prefix=split
+    )
     LOGGER.info(f"{split}: {index.summary()}")
     folder = increment_path(Path(options.project) / options.name, options.exist_ok)
     tester = Tester(options, config, index, device, folder)

@@ -11,6 +11,7 @@ import numpy as np
 
 from engine.predict_output import label_lines
 from utils.errors import UserError
+from utils.paths import replacing
 
 # COCO's category numbers of the 80 classes in their usual order: 1 to 90, of which ten were never used.
 COCO_CATEGORIES = tuple(i for i in range(1, 91) if i not in (12, 26, 29, 30, 45, 66, 68, 69, 71, 83))
@@ -28,7 +29,8 @@ class LabelWriter:
         """Writes the detections of the image `path` to <its stem>.txt."""
         if len(detections):
             lines = label_lines(detections, original_hw, self.with_confidence)
-            (self.folder / f"{Path(path).stem}.txt").write_text("\n".join(lines) + "\n")
+            with replacing(self.folder / f"{Path(path).stem}.txt") as stream:
+                stream.write("\n".join(lines) + "\n")
 
 
 class CocoWriter:
@@ -71,4 +73,5 @@ class CocoWriter:
 
     def save(self, path: Path) -> None:
         """Writes everything collected as one JSON list."""
-        path.write_text(json.dumps(self.records))
+        with replacing(path) as stream:
+            json.dump(self.records, stream)

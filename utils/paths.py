@@ -56,8 +56,6 @@ def replacing(path: str | Path, mode: str = "w") -> Iterator[IO[Any]]:
     try:
         with open(draft, mode, **text) as stream:  # type: ignore[call-overload]
             yield stream
-            stream.flush()
-            os.fsync(stream.fileno())
         os.replace(draft, path)
     except OSError as error:
         error.filename = str(path)

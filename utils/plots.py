@@ -21,6 +21,7 @@ from utils.boxes import cxcywh_to_xyxy
 from utils.confusion import ConfusionMatrix
 from utils.logging import LOGGER
 from utils.metrics import CONFIDENCES, ClassMetrics
+from utils.paths import replacing
 
 MOSAIC_SIDE = 1920  # pixels; larger mosaics are scaled down
 MAX_LEGEND = 20  # more classes than this are drawn thin, without a legend
@@ -164,7 +165,8 @@ def _write_image(path: Path, image: np.ndarray) -> None:
     encoded, data = cv2.imencode(path.suffix, image)
     if not encoded:
         raise ValueError(f"OpenCV cannot write {path.suffix} files")
-    path.write_bytes(data.tobytes())
+    with replacing(path, "wb") as stream:
+        stream.write(data.tobytes())
 
 
 # ------------------------------------------------------------------------------------------------ curves
@@ -183,7 +185,8 @@ def _figure(path: Path, rows: int, columns: int, size: tuple[float, float]) -> I
         axis.grid(alpha=0.25, linewidth=0.6)
         axis.spines[["top", "right"]].set_visible(False)
     yield axes
-    figure.savefig(path, dpi=160)
+    with replacing(path, "wb") as stream:
+        figure.savefig(stream, format=path.suffix[1:], dpi=160)
 
 
 def _read_columns(path: Path) -> dict[str, np.ndarray]:

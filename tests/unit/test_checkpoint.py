@@ -181,7 +181,7 @@ def test_a_real_write_error(tmp_path: Path) -> None:
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
     try:
-        with pytest.raises(UserError, match="cannot be written") as error:
+        with pytest.raises(UserError, match="cannot be written: File too large") as error:
             save_checkpoint(path, {"model": {"w": torch.zeros(1_000_000)}})
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
