@@ -23,14 +23,15 @@ class KDSchedule:
             + 1).
         start: factor at epoch 0, before the warm-up's ramp.
         end: factor that "linear" and "cosine" approach.
-        stop_epoch: from this epoch on the factor is 0 and the teacher is not run any more; None means never.
+        stop_epoch: from this epoch on the factor is 0 and the teacher is not run any more; below 1, a share of the
+            training; None means never.
     """
 
     shape: str = "constant"
     warmup_epochs: float = 0
     start: float = 1.0
     end: float = 0.1
-    stop_epoch: int | None = None
+    stop_epoch: float | None = None
 
     def __post_init__(self) -> None:
         check_choice("shape", self.shape, SHAPES, "kd_schedule")
@@ -49,7 +50,7 @@ class KDSchedule:
 
     def factor(self, epoch: int, epochs: int) -> float:
         """Factor of an epoch (counted from 0) of a training of `epochs` epochs."""
-        if self.stop_epoch is not None and epoch >= self.stop_epoch:
+        if self.stop_epoch is not None and epoch >= self.stop_epoch * (epochs if self.stop_epoch < 1 else 1):
             return 0.0
         progress = epoch / max(epochs, 1)
         if self.shape == "cosine":

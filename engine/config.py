@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from engine.vocabulary import translate
 from utils.errors import UserError
 from utils.yaml_io import check_keys, load_yaml
 
@@ -100,6 +101,7 @@ def hyp_from_dict(values: Mapping[str, Any], where: str) -> Hyp:
     Raises:
         UserError: an unknown key (the nearest known one is named), a value that is not a number, or one out of range.
     """
+    values = translate(values, where)
     check_keys(values, [f.name for f in fields(Hyp)], where)
     clean: dict[str, Any] = {}
     for name, value in values.items():

@@ -325,6 +325,7 @@ def test_schedule_scales_every_item() -> None:
         (KDSchedule("linear", end=0.5), [1, 0.9, 0.8, 0.7, 0.6]),
         (KDSchedule("linear", start=0.5, end=1.0), [0.5, 0.6, 0.7, 0.8, 0.9]),
         (KDSchedule(stop_epoch=2), [1, 1, 0, 0, 0]),
+        (KDSchedule(stop_epoch=0.6), [1, 1, 1, 0, 0]),
         # (1 + cos(pi e / 5)) / 2
         (KDSchedule("cosine", end=0.0), [1, 0.904508497, 0.654508497, 0.345491503, 0.095491503]),
         (KDSchedule("linear", warmup_epochs=1, end=0.0, stop_epoch=4), [0.5, 0.8, 0.6, 0.4, 0]),
