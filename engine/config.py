@@ -133,9 +133,35 @@ def _check_range(name: str, value: float, where: str) -> None:
         raise UserError(f"{where}: {name} is {value}, expected a number of {least} 0")
 
 
+def load_hyp(path: str | Path) -> dict[str, Any]:
+    """The values of a hyper-parameter file, over those of the file that its key `base` names.
+
+    `base` is relative to the file's folder, and may itself have a base. A value replaces the base's as a whole, also
+    where it is a mapping.
+
+    Raises:
+        UserError: a file is missing or broken, or the bases form a circle.
+    """
+    layers: list[dict[str, Any]] = []
+    seen: list[Path] = []
+    following: Path | None = Path(path)
+    while following is not None:
+        if following.resolve() in seen:
+            raise UserError(f"{seen[0]}: base leads back to {following.name!r}; one file of the circle must have none")
+        seen.append(following.resolve())
+        layers.append(load_yaml(following, "hyper-parameter file"))
+        base = layers[-1].pop("base", None)
+        if base is not None and not isinstance(base, str):
+            raise UserError(f"{following}: base is {base!r}; expected a file's name such as scratch-low.yaml")
+        where, following = following, None if base is None else following.parent / base
+        if following is not None and not following.is_file():
+            raise UserError(f"{where}: base {base!r} does not exist in {where.parent}; name a hyper-parameter file")
+    return {name: value for layer in reversed(layers) for name, value in layer.items()}
+
+
 def read_hyp(path: str | Path) -> Hyp:
-    """Reads a hyper-parameter file."""
-    return hyp_from_dict(load_yaml(path, "hyper-parameter file"), str(path))
+    """Reads a hyper-parameter file with its base."""
+    return hyp_from_dict(load_hyp(path), str(path))
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from data.config import load_dataset_config
-from engine.config import hyp_from_dict
+from engine.config import hyp_from_dict, load_hyp
 from models.config import read_model_config
 from utils.device import select_device
 from utils.errors import UserError
@@ -125,7 +125,7 @@ def merged_values(experiment: Experiment, settings: Mapping[str, Any]) -> tuple[
     """A hyper-parameter file and its content with the changes of the experiment and then of the arm, checked."""
     source = str(settings.get("hyp") or experiment.hyp)
     changes = {**experiment.changes, **(settings.get("changes") or {})}
-    values = {**load_yaml(source, "hyper-parameter file"), **changes}
+    values = {**load_hyp(source), **changes}
     hyp_from_dict(values, f"{source} with the changes of the experiment" if changes else source)
     return source, values
 

@@ -73,3 +73,37 @@ def test_options_survive_a_checkpoint() -> None:
 
 def test_plain_values_only() -> None:
     assert Hyp().to_dict()["kd_losses"] == {}
+
+
+def test_a_file_can_be_based_on_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "more").mkdir()
+    (tmp_path / "plain.yaml").write_text(
+        "lr0: 0.02\nmosaic: 0.5\nkd_losses: {fgd: {weight: 1.0}, cwd: {weight: 2.0}}\n"
+    )
+    (tmp_path / "more" / "middle.yaml").write_text("base: ../plain.yaml\nmosaic: 0.25\n")
+    (tmp_path / "more" / "top.yaml").write_text("base: middle.yaml\nkd_losses: {cwd: {weight: 3.0}}\n")
+    monkeypatch.chdir(tmp_path / "more")  # a base is relative to its file, not to where the command is called
+    hyp = read_hyp(tmp_path / "more" / "top.yaml")
+    assert (hyp.lr0, hyp.mosaic) == (0.02, 0.25)
+    assert hyp.kd_losses == {"cwd": {"weight": 3.0}}, "a mapping is replaced as a whole"
+    assert "base" not in hyp.to_dict()
+
+
+@pytest.mark.parametrize(
+    ("base", "message"),
+    [
+        ("nowhere.yaml", "base 'nowhere.yaml' does not exist in"),
+        ("top.yaml", "base leads back to 'top.yaml'"),
+        ("other.yaml", "base leads back to 'top.yaml'"),
+        ("[1]", "base is [1]; expected a file's name"),
+        ("broken.yaml", "broken.yaml' line 1"),
+    ],
+)
+def test_mistakes_in_a_base_are_named(tmp_path: Path, base: str, message: str) -> None:
+    (tmp_path / "top.yaml").write_text(f"base: {base}\n")
+    (tmp_path / "other.yaml").write_text("base: top.yaml\n")
+    (tmp_path / "broken.yaml").write_text("a: [1")
+    with pytest.raises(UserError) as error:
+        read_hyp(tmp_path / "top.yaml")
+    assert message in str(error.value)
+    assert str(tmp_path) in str(error.value) and "\n" not in str(error.value)
