@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .errors import DistillError, check_choice
 
@@ -29,6 +29,7 @@ class HeadSpec:
         anchors: (levels, na, 2) widths and heights in pixels of the network input, any nested sequence or tensor;
             required by the kind "anchor".
         names: class names; may stay empty.
+        bins: of each side's distribution in the kind "anchor_free"; None where it is not known beforehand.
     """
 
     kind: str
@@ -36,6 +37,7 @@ class HeadSpec:
     strides: tuple[int, ...]
     anchors: Any = None
     names: tuple[str, ...] = ()
+    bins: int | None = None
 
     def __post_init__(self) -> None:
         check_choice("kind of head", self.kind, HEAD_KINDS, "HeadSpec")
@@ -69,11 +71,23 @@ class Level:
 
 @dataclass(frozen=True)
 class DistillSetup:
-    """What a loss is built from: the pairs of layers and the two heads."""
+    """What a loss is built from.
+
+    Attributes:
+        levels: the pairs of layers.
+        student_head, teacher_head: the two heads as they are compared: classes and strides that both have, in the
+            student's order.
+        same_images: whether the teacher sees the images at the student's size, so that cells correspond.
+        teacher: the frozen teacher. To be looked at, not kept: a loss's attributes are copied, and its modules trained.
+        teacher_view: brings raw maps of the teacher's own head to `teacher_head`.
+    """
 
     levels: tuple[Level, ...] = ()
     student_head: HeadSpec | None = None
     teacher_head: HeadSpec | None = None
+    same_images: bool = True
+    teacher: nn.Module | None = None
+    teacher_view: Callable[[Sequence[Tensor]], list[Tensor]] | None = None
 
 
 @dataclass(frozen=True)
@@ -84,9 +98,13 @@ class DistillContext:
         image_hw: height and width of the network input in pixels.
         boxes_xyxy: (T, 4) labelled boxes in pixels of the network input, float32.
         box_images: (T,) index of the image that each box lies in, int64.
-        box_classes: (T,) class of each box, int64.
-        teacher_scores: for each stride of the teacher's head, (N, H, W) how sure it is that a cell holds something;
-            empty unless a loss needs it.
+        box_classes: (T,) class of each box, int64: its place among the compared classes, -1 for one that only the
+            student knows.
+        teacher_scores: for each stride of the teacher's head, (N, H, W) how sure it is that a cell holds something of
+            the compared classes; empty unless a loss needs it.
+        teacher_output: the teacher's raw head maps as they are compared; empty unless a loss needs them.
+        teacher: the frozen teacher, for a loss that runs a part of it. Its parameters take no gradient, but gradients
+            pass through it; its inputs have to be of its parameters' type and device.
     """
 
     image_hw: tuple[int, int]
@@ -94,6 +112,8 @@ class DistillContext:
     box_images: Tensor
     box_classes: Tensor
     teacher_scores: Mapping[int, Tensor] = field(default_factory=dict)
+    teacher_output: Sequence[Tensor] = ()
+    teacher: nn.Module | None = None
 
     @classmethod
     def from_targets(
