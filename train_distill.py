@@ -4,14 +4,14 @@
 
 from __future__ import annotations
 
-from engine.arguments import training_options, training_parser
+from engine.arguments import add_distillation, training_options, training_parser
 from utils.cli import run_command
 
 
 def main() -> None:
     """Parses the flags and distils."""
     parser = training_parser(str(__doc__), hyp="hyp/distill.fgd.yaml", project="runs/distill")
-    parser.add_argument("--teacher-weights", default="", help="the teacher's checkpoint; upstream's .pt files too")
+    add_distillation(parser)
     namespace = parser.parse_args()
     from engine.config import TrainOptions
     from engine.train import run_training

@@ -28,12 +28,14 @@ class Batch:
         targets: float32 (T, 6) rows [image, class, cx, cy, w, h], normalised.
         paths: N image files.
         shapes: N descriptions of where the images come from.
+        num_unlabelled: how many images, the last ones, have no labels because nobody looked, not because they are empty.
     """
 
     images: torch.Tensor
     targets: torch.Tensor
     paths: tuple[str, ...]
     shapes: tuple[SampleShape, ...]
+    num_unlabelled: int = 0
 
     def pin_memory(self) -> Batch:
         """The batch in page-locked memory, from which copies to a GPU do not wait; DataLoader calls it."""

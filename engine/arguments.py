@@ -9,6 +9,7 @@ from utils.cli import CommandParser
 
 LEAST = {
     "epochs": 1, "batch_size": 1, "val_period": 1, "workers": 0, "seed": 0, "patience": 0, "close_mosaic": 0,
+    "unlabeled_batch": 0,
 }  # fmt: skip
 
 NOT_BUILT_IN = {
@@ -103,6 +104,14 @@ def _add_outputs(parser: argparse.ArgumentParser, project: str) -> None:
     add("--save_period", "--save-period", type=int, default=-1, help="also keep a copy every so many epochs")
 
 
+def add_distillation(parser: argparse.ArgumentParser) -> None:
+    """The flags that train_distill.py has besides."""
+    add = parser.add_argument
+    add("--teacher-weights", default="", help="the teacher's checkpoint; upstream's .pt files too")
+    add("--unlabeled", default="", metavar="DIR", help="images without labels to distil on, a folder or a .txt list")
+    add("--unlabeled-batch", type=int, default=0, help="how many of them in a batch, over all processes; 0: half of it")
+
+
 def training_options(namespace: argparse.Namespace) -> dict[str, Any]:
     """Keyword arguments of TrainOptions from parsed flags; checks what argparse does not."""
     from utils.errors import UsageError
@@ -116,7 +125,7 @@ def training_options(namespace: argparse.Namespace) -> dict[str, Any]:
     values["img_size"] = (sizes[0], sizes[-1])
     values["freeze"] = tuple(values["freeze"])
     for name, least in LEAST.items():
-        if values[name] < least:
+        if values.get(name, least) < least:
             raise UsageError(f"--{name.replace('_', '-')} must be at least {least}, got {values[name]}")
     if min(sizes) < 32:
         raise UsageError(f"--img-size must be at least 32 pixels, got {min(sizes)}")

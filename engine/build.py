@@ -16,6 +16,7 @@ from data.config import DatasetConfig
 from data.dataset import DetectionDataset
 from data.labels import DatasetIndex, build_index
 from data.loader import DetectionLoader, create_loader
+from data.unlabeled import MixedLoader, add_unlabelled
 from engine.checkpoint import Checkpoint, load_checkpoint, transfer_weights
 from engine.config import Hyp, TrainOptions
 from engine.distributed import World, main_first
@@ -104,7 +105,7 @@ def freeze_layers(model: Model, freeze: Sequence[int]) -> list[int]:
 class TrainingData:
     """The data of a training: loaders, and the index of the training images."""
 
-    train: DetectionLoader
+    train: DetectionLoader | MixedLoader
     val: DetectionLoader | None
     train_index: DatasetIndex
     val_index: DatasetIndex
@@ -141,9 +142,15 @@ def build_data(
         train_index, image_sizes[0], augment_config(hyp), rect=rect, batch_size=batch_size, stride=stride,
         cache=options.cache, seed=options.seed,
     )  # fmt: skip
-    train = create_loader(
-        dataset, batch_size, workers=options.workers, seed=options.seed, rank=max(world.rank, 0), world_size=world.size
-    )
+    share: dict[str, Any] = {
+        "workers": options.workers, "seed": options.seed, "rank": max(world.rank, 0), "world_size": world.size,
+    }  # fmt: skip
+    labelled = create_loader(dataset, batch_size, **share)
+    train: DetectionLoader | MixedLoader = labelled
+    if options.unlabeled:
+        extra = options.unlabeled_batch // world.size or max(batch_size // 2, 1)
+        withheld = {record.path for record in val_index.records}
+        train = add_unlabelled(labelled, options.unlabeled, extra, augment_config(hyp), withheld=withheld, **share)
     val = validation_loader(val_index, image_sizes[1], batch_size, options.workers, stride) if world.is_main else None
     return TrainingData(train, val, train_index, val_index)
 

@@ -201,6 +201,8 @@ class TrainOptions:
     close_mosaic: int = 0
     # distillation
     teacher_weights: str = ""
+    unlabeled: str = ""
+    unlabeled_batch: int = 0
 
     def to_dict(self) -> dict[str, Any]:
         """Plain lists and values, as written to opt.yaml and into checkpoints."""

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from data.loader import Batch, DetectionLoader
+from data.unlabeled import MixedLoader
 from engine.build import images_to_device
 from engine.config import Hyp, TrainOptions
 from engine.distributed import World, agree, average_gradients
@@ -123,7 +124,7 @@ class Trainer:
         wrapped: nn.Module,
         criterion: nn.Module,
         extra_losses: Sequence[nn.Module],
-        loader: DetectionLoader,
+        loader: DetectionLoader | MixedLoader,
         optimizer: torch.optim.Optimizer,
         schedule: LearningSchedule,
         ema: ModelEMA,
@@ -219,7 +220,8 @@ class Trainer:
             else:
                 predictions, features = self.wrapped(images), []
             # Targets in host memory spare the assignment most of its padding, and it never has to wait for the device.
-            detection_loss, items = self.criterion(predictions, batch.targets)
+            labelled = labelled_maps(predictions, batch.num_unlabelled)
+            detection_loss, items = self.criterion(labelled, batch.targets)
             loss = detection_loss
             for extra in self.extra_losses:
                 count = len(cast(ExtraLoss, extra).layers)
@@ -308,6 +310,11 @@ class Trainer:
                 f"epoch {epoch + 1}/{self.options.epochs}: AP {ap:.4f}  AP50 {ap50:.4f}"
                 f"  best {self.state.best_fitness:.4f} at epoch {self.state.best_epoch + 1}  about {_clock(left)} left"
             )
+
+
+def labelled_maps(predictions: Sequence[Tensor], num_unlabelled: int) -> Sequence[Tensor]:
+    """The raw maps of a batch's labelled images; the detection loss must not take the others for empty ones."""
+    return [maps[: len(maps) - num_unlabelled] for maps in predictions] if num_unlabelled else predictions
 
 
 def report_preflight(table: str, items: Mapping[str, Tensor]) -> None:
