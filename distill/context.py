@@ -80,6 +80,8 @@ class DistillSetup:
         same_images: whether the teacher sees the images at the student's size, so that cells correspond.
         teacher: the frozen teacher. To be looked at, not kept: a loss's attributes are copied, and its modules trained.
         teacher_view: brings raw maps of the teacher's own head to `teacher_head`.
+        student: the network in training, likewise to be looked at.
+        cross_head: from features of the teacher's tapped layers to raw maps of its own head; None: to be found.
     """
 
     levels: tuple[Level, ...] = ()
@@ -88,6 +90,8 @@ class DistillSetup:
     same_images: bool = True
     teacher: nn.Module | None = None
     teacher_view: Callable[[Sequence[Tensor]], list[Tensor]] | None = None
+    student: nn.Module | None = None
+    cross_head: Callable[[list[Tensor]], Any] | None = None
 
 
 @dataclass(frozen=True)

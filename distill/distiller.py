@@ -5,12 +5,14 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from .context import DistillContext, DistillSetup, HeadSpec
+from .crossing import CrossHead
 from .errors import DistillError, unknown_name
 from .heads import score_maps
 from .losses import LOSSES
@@ -43,6 +45,8 @@ class Distiller(nn.Module):
         student_head, teacher_head: the detection heads; losses on the output need them.
         taps: "extra_features" for networks whose forward pass takes `extra_features`, "hooks" for any other.
         teacher_half: run the teacher in half precision; None means on a CUDA device.
+        cross_head: for the loss crosskd, the teacher's head or a function, from features of `teacher_layers` to raw
+            head maps; None: found from the teacher's layers.
 
     Attributes:
         layers: the student's layers that the training loop has to ask for (empty for hooks, or without a feature loss).
@@ -68,6 +72,7 @@ class Distiller(nn.Module):
         teacher_head: HeadSpec | None = None,
         taps: str = "extra_features",
         teacher_half: bool | None = None,
+        cross_head: CrossHead | None = None,
     ) -> None:
         super().__init__()
         _check_separate(student, teacher)
@@ -80,12 +85,14 @@ class Distiller(nn.Module):
         active = [LOSSES[name] for name in self.weights]
         self._on_features = any(loss.needs == "features" for loss in active)
         self._on_output = any(loss.needs == "predictions" for loss in active)
-        self._scored = any(loss.needs_scores for loss in active)
+        self._scored = any(loss.needs_scores or loss.needs_teacher_output for loss in active)
         asked: tuple[Layers, Layers] = (student_layers, teacher_layers) if self._on_features else ((), ())
         resized = all(parsed[n][1].get("resize") for n in self.weights if LOSSES[n].needs == "features")
         self._student_tap, teacher_tap, self.levels = pair_layers(student, teacher, *asked, taps, hw, resized)
         self._teacher = FrozenTeacher(teacher, teacher_tap, teacher_half)
-        setup = DistillSetup(self.levels, student_head, teacher_head)
+        setup = DistillSetup(
+            self.levels, student_head, teacher_head, student=student, teacher=teacher, cross_head=cross_head
+        )
         # Fresh adapters must not advance the global random stream: trainings with and without them stay comparable.
         built: dict[str, DistillationLoss] = {}
         with torch.random.fork_rng(devices=[]):
@@ -141,6 +148,7 @@ class Distiller(nn.Module):
         head = self._teacher_head
         scores = score_maps(teacher["predictions"], head) if self._scored and head else {}
         context = DistillContext.from_targets(targets, images.shape[2:], scores)
+        context = replace(context, teacher_output=teacher["predictions"], teacher=self.teacher)
         terms = {}
         for name, weight in self.weights.items():
             kind = LOSSES[name].needs

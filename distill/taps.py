@@ -70,7 +70,7 @@ class HookTap:
         self._found: dict[int, Any] = {}
         self._always = False
         self._handles = [
-            modules[str(name)].register_forward_hook(_Keep(self._keeper(slot))) for slot, name in enumerate(layers)
+            modules[str(name)].register_forward_hook(Keep(self._keeper(slot))) for slot, name in enumerate(layers)
         ]
 
     def _keeper(self, slot: int) -> Callable[[nn.Module, Any], None]:
@@ -107,7 +107,7 @@ class HookTap:
             handle.remove()
 
 
-class _Keep:
+class Keep:
     """A hook that stays with its network: the copy of a network (an EMA, say) gets one that does nothing."""
 
     def __init__(self, keep: Callable[[nn.Module, Any], None] | None = None) -> None:
@@ -117,11 +117,11 @@ class _Keep:
         if self._keep is not None:
             self._keep(module, output)
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> _Keep:
-        return _Keep()
+    def __deepcopy__(self, memo: dict[int, Any]) -> Keep:
+        return Keep()
 
-    def __reduce__(self) -> tuple[type[_Keep], tuple[()]]:
-        return _Keep, ()
+    def __reduce__(self) -> tuple[type[Keep], tuple[()]]:
+        return Keep, ()
 
 
 Tap = ExtraFeaturesTap | HookTap
