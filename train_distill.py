@@ -14,9 +14,16 @@ def main() -> None:
     add_distillation(parser)
     namespace = parser.parse_args()
     from engine.config import TrainOptions
+
+    options = TrainOptions(**training_options(namespace))
+    if namespace.teacher_assistants:
+        from engine.assistants import parse_assistants, run_chain
+
+        run_chain(options, parse_assistants(namespace.teacher_assistants))
+        return
     from engine.train import run_training
 
-    run_training(TrainOptions(**training_options(namespace)), resume=namespace.resume, distil=True)
+    run_training(options, resume=namespace.resume, distil=True)
 
 
 if __name__ == "__main__":

@@ -12,6 +12,8 @@ LEAST = {
     "unlabeled_batch": 0,
 }  # fmt: skip
 
+NO_OPTIONS = ("resume", "local_rank", "teacher_assistants")  # flags that are no field of TrainOptions
+
 NOT_BUILT_IN = {
     "--evolve": "hyper-parameter evolution is not built in",
     "--bucket": "uploads to a bucket are not built in",
@@ -108,6 +110,10 @@ def add_distillation(parser: argparse.ArgumentParser) -> None:
     """The flags that train_distill.py has besides."""
     add = parser.add_argument
     add("--teacher-weights", default="", help="the teacher's checkpoint; upstream's .pt files too")
+    add(
+        "--teacher-assistants", nargs="+", default=[], metavar="CFG[:WEIGHTS]",
+        help="networks between teacher and student, each taught by the one before; or a yaml that lists them",
+    )  # fmt: skip
     add("--unlabeled", default="", metavar="DIR", help="images without labels to distil on, a folder or a .txt list")
     add("--unlabeled-batch", type=int, default=0, help="how many of them in a batch, over all processes; 0: half of it")
 
@@ -117,8 +123,8 @@ def training_options(namespace: argparse.Namespace) -> dict[str, Any]:
     from utils.errors import UsageError
 
     values = vars(namespace).copy()
-    for name in ("resume", "local_rank"):
-        values.pop(name)
+    for name in NO_OPTIONS:
+        values.pop(name, None)
     sizes = values["img_size"]
     if len(sizes) > 2:
         raise UsageError(f"--img-size takes one or two numbers (training, validation), got {len(sizes)}")
