@@ -1,0 +1,207 @@
+"""What export.py does: a checkpoint as files for other runtimes, each compared with PyTorch."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from engine.build import rounded_size
+from engine.checkpoint import load_model
+from engine.export_check import sample_images, verify
+from engine.export_formats import write_onnx, write_openvino, write_torchscript
+from engine.export_modules import Decoded, Suppressed
+from engine.exported import ExportMetadata, refuse_exported
+from models.yolo import Model
+from utils.device import select_device
+from utils.errors import UsageError, UserError, unknown_name
+from utils.logging import LOGGER
+from utils.paths import existing_file
+
+
+@dataclass(frozen=True)
+class ExportOptions:
+    """What to export, and how.
+
+    Attributes:
+        weights: a checkpoint.
+        include: the formats, of `FORMATS`.
+        img_size: side of the images, or height and width, in pixels.
+        batch_size: images a call.
+        dynamic: any number of images of any size.
+        dynamic_batch: any number of images of this size; goes before `dynamic`, as upstream has it.
+        end2end: suppression inside.
+        max_wh, topk_all, iou_thres, conf_thres, agnostic_nms: of that; see export_modules.Suppressed.
+        simplify: let onnxslim simplify the ONNX graph.
+        half: float16.
+        opset: of ONNX.
+        device: see `utils.device.select_device`.
+    """
+
+    weights: str
+    include: tuple[str, ...] = ("onnx",)
+    img_size: tuple[int, ...] = (640,)
+    batch_size: int = 1
+    dynamic: bool = False
+    dynamic_batch: bool = False
+    end2end: bool = False
+    max_wh: int | None = None
+    topk_all: int = 100
+    iou_thres: float = 0.45
+    conf_thres: float = 0.25
+    agnostic_nms: bool = False
+    simplify: bool = True
+    half: bool = False
+    opset: int = 17
+    device: str = "cpu"
+
+    def __post_init__(self) -> None:
+        """Refuses values out of their range with a UsageError."""
+        for name in self.include:
+            if name not in FORMATS:
+                raise UsageError(str(unknown_name("format", name, FORMATS, "--include")))
+        if len(self.img_size) not in (1, 2) or min(self.img_size) < 32:
+            raise UsageError(f"--img-size takes a side or height and width, at least 32 pixels; got {self.img_size}")
+        for flag, value in (("--conf-thres", self.conf_thres), ("--iou-thres", self.iou_thres)):
+            if not 0 <= value <= 1:
+                raise UsageError(f"{flag} must be from 0 to 1, got {value}")
+        for flag, count in (("--batch-size", self.batch_size), ("--topk-all", self.topk_all), ("--opset", self.opset)):
+            if count < 1:
+                raise UsageError(f"{flag} must be at least 1, got {count}")
+
+
+@dataclass
+class Export:
+    """A detector ready to be written.
+
+    Attributes:
+        options: what was asked for.
+        path: the checkpoint.
+        model: in evaluation, in its deployment form and fused.
+        images: (batch, 3, H, W) of the dtype and on the device that it is traced with.
+    """
+
+    options: ExportOptions
+    path: Path
+    model: Model
+    images: Tensor
+
+    def module(self, suppressed: bool) -> nn.Module:
+        """What is traced: images to decoded predictions, or to rows of kept boxes."""
+        if not suppressed:
+            return Decoded(self.model).eval()
+        o = self.options
+        return Suppressed(self.model, o.conf_thres, o.iou_thres, o.topk_all, o.agnostic_nms, o.max_wh).eval()
+
+    def metadata(self, suppressed: bool, dynamic_batch: bool, dynamic_size: bool) -> ExportMetadata:
+        """What the file says of itself."""
+        o = self.options
+        batch, _, height, width = self.images.shape
+        limits: dict[str, Any] = {"conf_thres": o.conf_thres, "iou_thres": o.iou_thres, "topk_all": o.topk_all}
+        return ExportMetadata(
+            family=self.model.family, layout=self.model.nms_layout, names=tuple(self.model.names),
+            stride=int(self.model.stride.max()), imgsz=(height, width), batch=batch, dynamic_batch=dynamic_batch,
+            dynamic_size=dynamic_size, half=o.half, nms=suppressed, device=self.images.device.type,
+            **(limits if suppressed else {}),
+        )  # fmt: skip
+
+    def shapes(self, metadata: ExportMetadata) -> list[tuple[int, int, int, int]]:
+        """The shapes of images to compare at: the one that was traced, and another where one is possible."""
+        batch, (height, width) = self.images.shape[0], metadata.imgsz
+        shapes = [(batch, 3, height, width)]
+        if metadata.dynamic_batch or metadata.dynamic_size:
+            more = metadata.stride if metadata.dynamic_size else 0
+            shapes.append((batch + metadata.dynamic_batch, 3, height + more, width + 2 * more))
+        return shapes
+
+
+def run_export(options: ExportOptions) -> list[Path]:
+    """Writes a checkpoint in every format asked for, beside the checkpoint, and compares each file with PyTorch.
+
+    Returns:
+        The files (and folders).
+
+    Raises:
+        UserError: the checkpoint is not usable, a package is missing, or a file does not give what PyTorch gives.
+    """
+    refuse_exported(options.weights)
+    path = existing_file(options.weights, "--weights")
+    export = load_for_export(options, path, select_device(options.device))
+    written = [FORMATS[name](export) for name in dict.fromkeys(options.include)]
+    return written
+
+
+def load_for_export(options: ExportOptions, path: Path, device: torch.device) -> Export:
+    """The checkpoint's model in its deployment form, and images to trace it with."""
+    model = load_model(path, device, fuse=False).reparameterize().fuse().eval().requires_grad_(False)
+    stride = int(model.stride.max())
+    sizes = [rounded_size(size, stride, "--img-size") for size in options.img_size]
+    images = sample_images((options.batch_size, 3, sizes[0], sizes[-1])).to(device)
+    dtype = torch.float16 if options.half else torch.float32
+    return Export(options, path, model.to(dtype), images.to(dtype))
+
+
+def _as_torchscript(export: Export) -> Path:
+    if export.options.end2end:
+        LOGGER.warning("torchscript: without suppression inside; ONNX and OpenVINO have it")
+    metadata = export.metadata(suppressed=False, dynamic_batch=True, dynamic_size=True)
+    return _write(export, ".torchscript", write_torchscript, metadata)
+
+
+def _as_onnx(export: Export) -> Path:
+    write = partial(write_onnx, opset=export.options.opset, simplify=export.options.simplify)
+    return _write(export, ".onnx", write, _chosen(export))
+
+
+def _as_openvino(export: Export) -> Path:
+    return _write(export, "_openvino_model", partial(write_openvino, opset=export.options.opset), _chosen(export))
+
+
+def _as_upstream(export: Export) -> Path:
+    from engine.upstream_writer import save_upstream
+
+    model = load_model(export.path, fuse=False)  # with all that a training goes on from
+    result = save_upstream(model, export.path.with_name(f"{export.path.stem}_upstream.pt"))
+    LOGGER.info(f"{result}: for the upstream repository")
+    return result
+
+
+FORMATS: dict[str, Callable[[Export], Path]] = {
+    "torchscript": _as_torchscript,
+    "onnx": _as_onnx,
+    "openvino": _as_openvino,
+    "upstream": _as_upstream,
+}
+
+
+def _chosen(export: Export) -> ExportMetadata:
+    """What the options ask for."""
+    options = export.options
+    any_size = options.dynamic and not options.dynamic_batch
+    return export.metadata(options.end2end, options.dynamic or options.dynamic_batch, any_size)
+
+
+def _write(
+    export: Export,
+    suffix: str,
+    write: Callable[[nn.Module, Tensor, ExportMetadata, Path], Path],
+    metadata: ExportMetadata,
+) -> Path:
+    """Writes one file, compares it, and says how well it agrees; a file that does not agree is not left behind."""
+    module = export.module(metadata.nms)
+    result = write(module, export.images, metadata, export.path.with_name(f"{export.path.stem}{suffix}"))
+    try:
+        difference = verify(result, module, export.shapes(metadata), export.images)
+    except UserError:
+        shutil.rmtree(result) if result.is_dir() else result.unlink()
+        raise
+    files = [file for file in result.rglob("*") if file.is_file()] or [result]
+    size = sum(file.stat().st_size for file in files) / 1e6
+    LOGGER.info(f"{result}: {size:.1f} MB, largest relative difference from PyTorch {difference:.1g}")
+    return result

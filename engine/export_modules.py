@@ -1,0 +1,98 @@
+"""What is exported: a detector with plain tensors in and out, with or without suppression inside."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torchvision.ops import nms
+
+from utils.boxes import cxcywh_to_xyxy
+
+
+class Decoded(nn.Module):
+    """A detector whose only output is its decoded predictions."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.model(images)[0]
+
+
+class Suppressed(nn.Module):
+    """A detector with non-maximum suppression inside, made of ONNX's own operators.
+
+    A box is a candidate for its best class alone. Boxes of different classes are moved apart so that only those of one
+    class suppress one another.
+
+    Args:
+        model: a detector in evaluation, with `nms_layout`.
+        conf_thres: a candidate's confidence must exceed it.
+        iou_thres: a box that overlaps a better one of its class by more is dropped.
+        topk_all: boxes an image at most, the most confident.
+        agnostic: boxes of different classes suppress one another too.
+        max_wh: distance in pixels by which the classes are moved apart; None measures the boxes, which loses the
+            fewest digits.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        conf_thres: float = 0.25,
+        iou_thres: float = 0.45,
+        topk_all: int = 100,
+        agnostic: bool = False,
+        max_wh: int | None = None,
+    ) -> None:
+        super().__init__()
+        self.model = model
+        self.layout = str(model.nms_layout)
+        self.limits = (topk_all, iou_thres, conf_thres)
+        self.agnostic = agnostic
+        self.max_wh = max_wh
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(n, 7) rows [image, x1, y1, x2, y2, class, confidence] in pixels, by image and then by confidence."""
+        boxes, scores = self._boxes_and_scores(self.model(images)[0])  # (N, A, 4), (N, A, nc)
+        confidence, class_index = scores.max(2)  # (N, A)
+        moved = boxes
+        if not self.agnostic:
+            apart = boxes.max() - boxes.min() + 1 if self.max_wh is None else self.max_wh
+            moved = boxes + (class_index.to(boxes.dtype) * apart).unsqueeze(2)
+        kept = _NonMaxSuppression.apply(moved, confidence.unsqueeze(1), *self.limits)  # (n, 3)
+        image, anchor = kept[:, 0], kept[:, 2]
+        columns = [image.to(boxes.dtype), class_index[image, anchor].to(boxes.dtype), confidence[image, anchor]]
+        number, class_of, confidence_of = (column.unsqueeze(1) for column in columns)
+        return torch.cat((number, boxes[image, anchor], class_of, confidence_of), 1)
+
+    def _boxes_and_scores(self, decoded: Tensor) -> tuple[Tensor, Tensor]:
+        """Corners (N, A, 4) and confidences by class (N, A, nc)."""
+        if self.layout == "yolov8":
+            rows = decoded.transpose(1, 2)
+            return cxcywh_to_xyxy(rows[..., :4]), rows[..., 4:]
+        objectness, classes = decoded[..., 4:5], decoded[..., 5:]
+        only_class = self.layout == "yolov7" and self.model.nc == 1
+        return cxcywh_to_xyxy(decoded[..., :4]), objectness if only_class else classes * objectness
+
+
+class _NonMaxSuppression(torch.autograd.Function):
+    """ONNX's operator of this name, and the same by torchvision where it runs in PyTorch."""
+
+    @staticmethod
+    def forward(ctx: Any, boxes: Tensor, scores: Tensor, most: int, iou_thres: float, score_thres: float) -> Tensor:
+        """Rows (n, 3) [image, 0, box] of what is kept of boxes (N, A, 4) with scores (N, 1, A)."""
+        rows = []
+        for image in range(len(boxes)):
+            passing = (scores[image, 0] > score_thres).nonzero()[:, 0]
+            kept = passing[nms(boxes[image, passing], scores[image, 0, passing], iou_thres)[:most]]
+            rows.append(torch.stack((torch.full_like(kept, image), torch.zeros_like(kept), kept), 1))
+        return torch.cat(rows)
+
+    @staticmethod
+    def symbolic(g: Any, boxes: Any, scores: Any, most: int, iou_thres: float, score_thres: float) -> Any:
+        """The operator in the graph `g`."""
+        limits = (torch.tensor([most]), torch.tensor([iou_thres]), torch.tensor([score_thres]))
+        return g.op("NonMaxSuppression", boxes, scores, *(g.op("Constant", value_t=limit) for limit in limits))
