@@ -184,7 +184,8 @@ def rest_of_head(teacher: nn.Module, levels: Sequence[Level]) -> HeadRest:
 
 def _chain(layers: nn.Sequential, index: int, tapped: Sequence[int | str]) -> tuple[list[int], int]:
     """The layers from a tapped one (not included) to a given one, and the tapped one."""
-    last, chain = index, []
+    last = index
+    chain: list[int] = []
     while index not in tapped:
         source = getattr(layers[index], "f", None)
         chain.insert(0, index)
