@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 import os
+import pickle
 from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -39,6 +40,7 @@ __all__ = [
     "strip_checkpoint",
     "to_payload",
     "transfer_weights",
+    "write_archive",
 ]
 
 FORMAT = "yolo-distill"
@@ -224,11 +226,23 @@ def save_checkpoint(path: str | Path, payload: Mapping[str, Any]) -> None:
     Raises:
         UserError: a value is neither a tensor nor plain (its key is named), or the file cannot be written.
     """
-    path = Path(path)
-    content = _storable({"format": FORMAT, "format_version": FORMAT_VERSION, **payload}, "", ())
+    write_archive(Path(path), _storable({"format": FORMAT, "format_version": FORMAT_VERSION, **payload}, "", ()))
+
+
+def write_archive(path: Path, content: Any, pickle_module: Any = pickle) -> None:
+    """Writes a value as PyTorch's container, so that the file is always either the old one or the complete new one.
+
+    Args:
+        path: the file; its folder must exist.
+        content: anything that the pickler of `pickle_module` can write.
+        pickle_module: as in `torch.save`.
+
+    Raises:
+        UserError: the file cannot be written.
+    """
     try:
         with replacing(path, "wb") as stream:
-            torch.save(content, stream)
+            torch.save(content, stream, pickle_module=pickle_module)
             stream.flush()
             os.fsync(stream.fileno())  # or a power cut could leave neither the old file nor the new one
     except (OSError, RuntimeError) as error:  # PyTorch makes a RuntimeError of a full disk's OSError
