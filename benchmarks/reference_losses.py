@@ -146,10 +146,10 @@ def simota_matches(
     return [torch.cat(level_rows) if level_rows else empty for level_rows in matched]
 
 
-def reference_simota(loss: SimOTALoss, predictions: list[Tensor], targets: Tensor, stable: bool = True) -> Tensor:
+def reference_simota(loss: SimOTALoss, predictions: list[Tensor], targets: Tensor, stable: bool = False) -> Tensor:
     """The SimOTA loss with the settings of `loss`, with auxiliary outputs where it has them.
 
-    Of equal costs the first counts as the cheaper one; without `stable`, whichever torch.topk comes upon.
+    Of equal costs a box takes whichever torch.topk comes upon, as in the original, and the first one with `stable`.
     """
     targets = targets.to(predictions[0])
     lead, auxiliary = predictions[: loss.num_levels], predictions[loss.num_levels :]

@@ -100,9 +100,14 @@ def sorted_order(numbers: Tensor) -> Tensor:
 
 
 def row_blocks(num_rows: int, num_columns: int) -> list[slice]:
-    """Blocks of rows such that rows times columns stays within `PAIRS_AT_ONCE`, or of one row."""
-    step = max(1, PAIRS_AT_ONCE // max(1, num_columns))
-    return [slice(start, start + step) for start in range(0, num_rows, step)]
+    """Blocks of about equal size such that rows times columns stays within `PAIRS_AT_ONCE`, or of at most two rows.
+
+    Their number is a power of two, so a compiled graph holds for all numbers of rows that lead to the same one.
+    """
+    blocks = 1
+    while blocks * PAIRS_AT_ONCE < num_rows * num_columns and 2 * blocks <= num_rows:
+        blocks *= 2
+    return [slice(index * num_rows // blocks, (index + 1) * num_rows // blocks) for index in range(blocks)]
 
 
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:

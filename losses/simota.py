@@ -17,9 +17,10 @@ from losses.anchor_assign import (
     drop_invalid,
     find_candidates,
     group_targets,
+    sizes_readable,
 )
 from losses.anchor_based import AnchorLoss, compute_dtype, decode_boxes
-from losses.functional import denormalise, row_blocks, sortable, sorted_order
+from losses.functional import denormalise, row_blocks, sortable
 from utils.boxes import cxcywh_to_xyxy
 
 IOU_COST = 3.0
@@ -70,6 +71,29 @@ def pair_ious(boxes1_xyxy: Tensor, boxes2_xyxy: Tensor) -> Tensor:
     return intersection.div_(union)
 
 
+def settle_ties(place: Tensor, rank: Tensor, k: Tensor, costs: Tensor) -> None:
+    """Where the k-th and the next candidate of a box cost the same, takes those that `torch.topk` returns.
+
+    The original asks `torch.topk` for the k cheapest of a box. On the CPU that selects as `std::nth_element` does, and
+    which of equal costs come out depends on all other costs and on k: no order of the candidates gives the same. It
+    matters, as candidates with equal costs are copies of one cell, and another box may take the copy that is left over.
+    So each box with such a tie is asked for in the very same way.
+
+    Args:
+        place: (G, n, k_max + 1) candidates, the cheapest first; its first k are replaced.
+        rank: (G, n, k_max + 1) costs of these as whole numbers, see `sortable`.
+        k: (G, n).
+        costs: (G, n, K), infinite for what is no candidate.
+    """
+    cost = rank >> 32
+    at_k = torch.arange(rank.shape[2])[1:] == k[..., None]  # (G, n, k_max)
+    tied = at_k & (cost[..., 1:] == cost[..., :-1]) & (rank[..., 1:] < UNAFFORDABLE)
+    for group, box, last in tied.nonzero().tolist():
+        candidates = costs[group, box].isfinite().nonzero()[:, 0]
+        cheapest = costs[group, box, candidates].topk(last + 1, largest=False).indices
+        place[group, box, : last + 1] = candidates[cheapest]
+
+
 @torch.no_grad()
 def match(
     target_boxes_xyxy: Tensor, groups: TargetGroups, candidates: CandidateBoxes, topk: int
@@ -77,8 +101,9 @@ def match(
     """Dynamic-k matching of SimOTA (Ge et al. 2021, YOLOX).
 
     A box takes its k cheapest candidates, k being the whole part of the sum of its `topk` largest IoUs and at least 1.
-    A candidate taken by several boxes goes to the box for which it is cheapest, be it one of those or not. Of equal
-    costs, which repeated cells have, the first counts as the cheaper one, so the result is the same on every device.
+    A candidate taken by several boxes goes to the box for which it is cheapest, be it one of those or not. Candidates
+    that are copies of one cell have equal costs: the first ones count as the cheaper, but on the CPU `settle_ties`
+    takes those that the original takes.
 
     Args:
         target_boxes_xyxy: (G, N, 4) pixels.
@@ -97,8 +122,9 @@ def match(
 
     taken = torch.zeros_like(candidates.image)  # (G, K) how many boxes take it
     taker = torch.zeros_like(candidates.image)
-    cheapest = torch.full_like(candidates.image, UNAFFORDABLE)
-    column = torch.arange(num_candidates, device=classes.device) * num_boxes
+    cheapest = torch.zeros_like(candidates.image)  # the box for which it is cheapest
+    least = torch.full_like(candidates.boxes_xyxy[..., 0], torch.inf)
+    column = torch.arange(num_candidates, device=classes.device)
     k_max = min(topk, num_candidates)
     for some in row_blocks(num_boxes, num_groups * num_candidates):
         ious = pair_ious(target_boxes_xyxy[:, some], candidates.boxes_xyxy)  # (G, n, K)
@@ -109,15 +135,19 @@ def match(
             costs.masked_fill_(elsewhere, torch.inf)
         k = ious.topk(k_max, 2).values.sum(2).int().clamp_(min=1)  # (G, n)
         costs -= IOU_COST * ious.add_(1e-8).log_()
-        position = torch.arange(num_boxes, device=k.device)[some, None]  # (n, 1)
-        ranks = sortable(costs.clamp_(min=0), column + position)  # (G, n, K)
-        cheapest = torch.minimum(cheapest, ranks.amin(1))
+        block_least, block_cheapest = costs.clamp_(min=0).min(1)  # (G, K); of equal boxes the first one
+        cheapest = torch.where(block_least < least, block_cheapest + some.start, cheapest)
+        least = torch.minimum(least, block_least)
 
-        rank, place = ranks.topk(k_max, 2, largest=False)  # (G, n, k_max)
-        takes = (rank < UNAFFORDABLE) & (torch.arange(k_max, device=k.device) < k[..., None])
+        ranks = sortable(costs, column)  # (G, n, K)
+        rank, place = ranks.topk(min(k_max + 1, num_candidates), 2, largest=False)  # (G, n, k_max + 1)
+        if sizes_readable(costs):
+            settle_ties(place, rank, k, costs)
+        takes = (rank < UNAFFORDABLE) & (torch.arange(rank.shape[2], device=k.device) < k[..., None])
+        position = torch.arange(num_boxes, device=k.device)[some, None]  # (n, 1)
         taken.scatter_add_(1, place.flatten(1), takes.flatten(1).to(taken.dtype))
         taker.scatter_reduce_(1, place.flatten(1), torch.where(takes, position, 0).flatten(1), "amax")
-    return torch.where(taken > 1, sorted_order(cheapest) % num_boxes, taker), taken > 0
+    return torch.where(taken > 1, cheapest, taker), taken > 0
 
 
 class SimOTALoss(AnchorLoss):

@@ -79,7 +79,7 @@ class TaskAlignedAssigner(NamedTuple):
             overlaps, metrics = self._compare(outputs, targets, pair_row, pair_point)
             overlaps, metrics = overlaps * inside, metrics * inside
             dense = metrics.new_zeros(len(row[some]) * num_points).scatter_(0, pair, metrics)
-            metric[some], point[some] = dense.view(-1, num_points).topk(k, 1)
+            metric[some], point[some] = dense.view(len(row[some]), num_points).topk(k, 1)
             keys = sortable(overlaps.float(), num_boxes - pair_row).masked_fill_(~inside, -1)
             closest.scatter_reduce_(0, targets.image[pair_row] * num_points + pair_point, keys, "amax")
 

@@ -18,9 +18,6 @@ from losses.iou import box_overlap
 from losses.yolov8 import decode_distances, distribution_focal_loss, make_points, read_boxes
 from tests.golden import golden_files, load_json, load_npz, meta
 
-# Where one candidate cell occurs more than once and a box takes only some of the occurrences, the original takes those
-# that torch.topk happens to return; in these cases it matters. Ours takes the first ones.
-UNDEFINED = {("p5_nc1", "ComputeLossOTA"), ("p5_tiny", "ComputeLossOTA"), ("p6_aux", "ComputeLossOTA")}
 ANCHOR_LOSSES = {"ComputeLoss": YOLOv5Loss, "ComputeLossOTA": SimOTALoss, "ComputeLossAuxOTA": SimOTAAuxLoss}
 ITEMS = {"ComputeLoss": ("box", "obj", "cls"), "v8DetectionLoss": ("box", "cls", "dfl")}
 
@@ -38,10 +35,6 @@ class Case:
         num_maps = len(self.meta["strides"]) * (2 if self.loss_name == "ComputeLossAuxOTA" else 1)
         maps = [torch.from_numpy(self.arrays[f"p{i}"].astype(np.float32)) for i in range(num_maps)]
         self.maps = [values.to(dtype).requires_grad_() for values in maps]
-
-    @property
-    def undefined(self) -> bool:
-        return (self.case, self.loss_name) in UNDEFINED
 
     def anchor_loss(self) -> AnchorLoss:
         strides = torch.tensor(self.meta["strides"], dtype=torch.float32)
@@ -100,19 +93,35 @@ PRECISIONS = [(torch.float64, 1e-12), (torch.float32, 1e-6)]
 @pytest.mark.parametrize(("case_name", "key"), all_results(*ANCHOR_LOSSES))
 def test_anchor_losses(case_name: str, key: str, dtype: torch.dtype, rtol: float) -> None:
     case = Case(case_name, key, dtype)
+    assert_equal_to_golden(case, *case.anchor_loss()(case.maps, case.targets), rtol)
+
+
+@pytest.mark.parametrize("case_name", ["p5_nc1", "p5_tiny", "p6_aux"])
+def test_equal_costs_decide_the_value(case_name: str) -> None:
+    """Copies of a candidate cell cost the same, and which of them a box takes changes the loss.
+
+    A device, or a compiled graph, takes the first one. `torch.topk` on the CPU, which the original asks, does not follow
+    any order (`TestSimOTAMatching.test_no_order_of_the_candidates_explains_torch_topk`); here that is worth up to 1 %.
+    """
+    case = Case(case_name, "yolov7/ComputeLossOTA/default")
     loss = case.anchor_loss()
-    if not case.undefined:
-        assert_equal_to_golden(case, *loss(case.maps, case.targets), rtol)
-        return
-    # The plain version gives the original's value when it asks torch.topk, and ours when it takes the first of equals.
-    assert isinstance(loss, SimOTALoss)
-    original = reference_simota(loss, case.maps, case.targets, stable=False)
-    torch.testing.assert_close(original.item(), case.result["total"], rtol=rtol, atol=0)
-    first_of_equals = reference_simota(loss, case.maps, case.targets)
-    total, _ = loss(case.maps, case.targets)
-    torch.testing.assert_close(total.item(), first_of_equals.item(), rtol=rtol, atol=0)
-    for ours, plain in zip(torch.autograd.grad(total, case.maps), torch.autograd.grad(first_of_equals, case.maps)):
-        torch.testing.assert_close(ours, plain, rtol=rtol, atol=rtol * plain.abs().max().item())
+    with torch.no_grad():
+        first_of_equals = reference_simota(loss, case.maps, case.targets, stable=True).item()
+        as_original = reference_simota(loss, case.maps, case.targets).item()
+    assert as_original == pytest.approx(case.result["total"], rel=1e-12)
+    assert 1e-6 < abs(first_of_equals / case.result["total"] - 1) < 1e-2
+
+
+def test_images_that_are_not_square() -> None:
+    """The original scales the boxes by the height on both axes while it matches; by default we do not."""
+    case = Case("p5_rect", "yolov7/ComputeLossOTA/default")
+    loss = case.anchor_loss()
+    assert isinstance(loss, SimOTALoss) and loss.height_only_scale
+    assert loss(case.maps, case.targets)[0].item() == pytest.approx(case.result["total"], rel=1e-12)
+    loss.height_only_scale = False
+    ours = loss(case.maps, case.targets)[0].item()
+    assert ours == pytest.approx(reference_simota(loss, case.maps, case.targets).item(), rel=1e-12)
+    assert ours != pytest.approx(case.result["total"], rel=1e-3)
 
 
 @pytest.mark.parametrize(("dtype", "rtol"), PRECISIONS, ids=["float64", "float32"])
@@ -147,7 +156,7 @@ def test_anchor_ratio_assignment_has_the_original_order(case_name: str, key: str
 SIMOTA_MATCHED = [
     (case, key)
     for case, key in all_results("ComputeLossOTA", "ComputeLossAuxOTA")
-    if key.endswith(("/default", "/at29")) and (case, key.split("/")[1]) not in UNDEFINED
+    if key.endswith(("/default", "/at29"))
 ]
 
 
