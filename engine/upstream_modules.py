@@ -197,7 +197,7 @@ def _check_unfused(module: nn.Module, where: str) -> None:
 
 
 def _parts(module: nn.Module) -> dict[str, nn.Module | None]:
-    """The modules below, a pooling pyramid being one pool that is applied again, or parallel ones, as upstream has it."""
+    """The modules below; a pooling pyramid is one pool that is applied again, or parallel ones, as upstream has it."""
     parts = dict(module._modules)
     if isinstance(module, SPP | SPPCSPC):
         assert isinstance(module.m, PoolingPyramid)

@@ -162,7 +162,7 @@ def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.
     save_checkpoint(path, payload(tiny()))
     before = path.read_bytes()
 
-    def full(content: Any, stream: Any) -> None:
+    def full(content: Any, stream: Any, **options: Any) -> None:
         stream.write(b"half a file")
         raise OSError(errno.ENOSPC, "No space left on device")
 
