@@ -14,6 +14,7 @@ from typing import BinaryIO, Protocol
 
 import torch
 
+from engine.filetype import SNIFFED_BYTES, describe_wrong_file
 from utils.errors import UserError
 from utils.paths import existing_file
 
@@ -26,13 +27,52 @@ ZIP_END = b"PK\x05\x06"
 ZIP64_END = b"PK\x06\x06"
 
 
+class PickleStream(Protocol):
+    """What the reader of a pickle needs of a file."""
+
+    def read(self, size: int, /) -> bytes:
+        """Up to `size` bytes."""
+
+    def readline(self) -> bytes:
+        """The bytes up to the next newline."""
+
+    def tell(self) -> int:
+        """The position."""
+
+
+class BoundedStream:
+    """A file that gives at most `limit` bytes in all, and sets no memory aside for bytes that it does not have.
+
+    Args:
+        stream: the file, at its position.
+        limit: bytes.
+    """
+
+    def __init__(self, stream: BinaryIO, limit: int) -> None:
+        self._stream = stream
+        self._left = limit
+
+    def read(self, size: int, /) -> bytes:
+        return self._counted(self._stream.read(min(size, self._left)))
+
+    def readline(self) -> bytes:
+        return self._counted(self._stream.readline(self._left))
+
+    def tell(self) -> int:
+        return self._stream.tell()
+
+    def _counted(self, content: bytes) -> bytes:
+        self._left -= len(content)
+        return content
+
+
 class Archive(Protocol):
     """Where a pickle's bytes and the tensor storages that it refers to come from."""
 
     path: Path
     size: int  # bytes of the file
 
-    def pickle_stream(self) -> BinaryIO:
+    def pickle_stream(self) -> PickleStream:
         """The stream of the main pickle."""
 
     def storage(self, key: str, dtype: torch.dtype, numel: int) -> torch.Tensor:
@@ -90,29 +130,42 @@ class ZipArchive:
         if len(infos) > MAX_ENTRIES:
             raise damaged(self.path, f"{len(infos)} entries, at most {MAX_ENTRIES} are read")
         root = infos[0].filename.partition("/")[0] if infos else ""
-        entries: dict[str, zipfile.ZipInfo] = {}
-        for info in infos:
-            first, _, name = info.filename.partition("/")
-            if first != root or ".." in name.split("/") or "\\" in name or not root:
-                raise damaged(self.path, f"the entry name {info.filename[:80]!r} is not one that PyTorch writes")
-            if name in entries:
-                raise damaged(self.path, f"two entries are named {info.filename[:80]!r}")
-            if info.compress_type != zipfile.ZIP_STORED or info.file_size != info.compress_size or info.flag_bits & 1:
-                raise damaged(self.path, f"the entry {info.filename[:80]!r} is compressed, which PyTorch never does")
-            entries[name] = info
-        if sum(info.file_size for info in infos) > self.size:
-            raise damaged(self.path, f"its entries claim more than the {self.size} bytes of the file")
-        if "constants.pkl" in entries or any(name.startswith("code/") for name in entries):
+        names = {info.filename for info in infos}
+        if f"{root}/constants.pkl" in names or any(name.startswith(f"{root}/code/") for name in names):
             raise UserError(
                 f"{str(self.path)!r} is a TorchScript export, not a checkpoint; give the .pt file that it was made from"
             )
-        if "data.pkl" not in entries:
-            raise UserError(f"{str(self.path)!r} is a zip file but not a PyTorch checkpoint (it has no data.pkl)")
+        if f"{root}/data.pkl" not in names:
+            inside = sorted(name[:80] for name in names if name.endswith((".pt", ".pth")))
+            remedy = f"unpack it and give {inside[0]!r} inside" if inside else "give a .pt file"
+            raise UserError(
+                f"{str(self.path)!r} is a zip file but not a PyTorch checkpoint (it has no data.pkl); {remedy}"
+            )
+        entries: dict[str, zipfile.ZipInfo] = {}
+        for info in infos:
+            self._check_entry(info, root)
+            name = info.filename.partition("/")[2]
+            if name in entries:
+                raise damaged(self.path, f"two entries are named {info.filename[:80]!r}")
+            entries[name] = info
+        if sum(info.file_size for info in infos) > self.size:
+            raise damaged(self.path, f"its entries claim more than the {self.size} bytes of the file")
         if entries["data.pkl"].file_size > MAX_PICKLE_BYTES:
             raise damaged(
                 self.path, f"its data.pkl of {entries['data.pkl'].file_size} bytes is larger than any checkpoint's"
             )
         return entries
+
+    def _check_entry(self, info: zipfile.ZipInfo, root: str) -> None:
+        """Refuses an entry whose name leads elsewhere, or that is not stored as it is."""
+        first, _, name = info.filename.partition("/")
+        shown = repr(info.filename[:80])
+        if first != root or ".." in name.split("/") or "\\" in name or not root:
+            raise damaged(self.path, f"the entry name {shown} is not one that PyTorch writes")
+        if info.flag_bits & 1:
+            raise damaged(self.path, f"the entry {shown} is encrypted, which PyTorch never does")
+        if info.compress_type != zipfile.ZIP_STORED or info.file_size != info.compress_size:
+            raise damaged(self.path, f"the entry {shown} is compressed, which PyTorch never does")
 
     def _read(self, name: str) -> bytearray:
         """The bytes of an entry, checked against its checksum."""
@@ -128,7 +181,7 @@ class ZipArchive:
             raise damaged(self.path, f"the entry {name!r} cannot be read ({error})") from error
         return content
 
-    def pickle_stream(self) -> BinaryIO:
+    def pickle_stream(self) -> PickleStream:
         return io.BytesIO(self._read("data.pkl"))
 
     def storage(self, key: str, dtype: torch.dtype, numel: int) -> torch.Tensor:
@@ -163,9 +216,10 @@ class LegacyArchive:
         self._storages: dict[str, tuple[bytearray, torch.Tensor]] = {}
         self._claimed = 0
         stream.seek(len(LEGACY_MAGIC))
+        self._pickles = BoundedStream(stream, min(self.size, MAX_PICKLE_BYTES))
 
-    def pickle_stream(self) -> BinaryIO:
-        return self._stream
+    def pickle_stream(self) -> PickleStream:
+        return self._pickles
 
     def storage(self, key: str, dtype: torch.dtype, numel: int) -> torch.Tensor:
         if key not in self._storages:
@@ -214,23 +268,12 @@ def open_archive(path: str | Path) -> ZipArchive | LegacyArchive:
     except OSError as error:
         raise UserError(f"checkpoint {str(path)!r} cannot be read: {error.strerror}") from error
     try:
-        start = stream.read(512)
+        start = stream.read(SNIFFED_BYTES)
         if start.startswith(ZIP_MAGIC):
             return ZipArchive(path, stream)
         if start.startswith(LEGACY_MAGIC):
             return LegacyArchive(path, stream)
-        raise UserError(_not_a_checkpoint(path, start))
+        raise UserError(describe_wrong_file(path, start))
     except BaseException:
         stream.close()
         raise
-
-
-def _not_a_checkpoint(path: Path, start: bytes) -> str:
-    """One line on what the file seems to be instead, as far as its first bytes tell."""
-    if not start:
-        return f"checkpoint {str(path)!r} is empty; copy or download it again"
-    if start.startswith(b"version https://git-lfs"):
-        return f"checkpoint {str(path)!r} is a Git LFS pointer, not the file itself; run `git lfs pull`"
-    if start.lstrip()[:9].lower() in (b"<!doctype", b"<html"[:9]) or start.lstrip().lower().startswith(b"<html"):
-        return f"checkpoint {str(path)!r} is a web page, not a checkpoint; the download went wrong, fetch it again"
-    return f"{str(path)!r} is not a PyTorch checkpoint (it starts with {start[:12]!r}); give a .pt file"

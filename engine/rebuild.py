@@ -11,6 +11,7 @@ import re
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Any, Protocol
 
 import numpy as np
@@ -18,6 +19,7 @@ import torch
 
 MAX_DIMENSIONS = 16
 MAX_SIZE = 1 << 48
+MAX_KEY = 1 << 60
 # A view may repeat its storage (stride 0), as the anchor grids that YOLOv5 leaves in its checkpoints do.
 MAX_REPEATED_ELEMENTS = 1 << 22
 
@@ -58,6 +60,18 @@ class PickledDtype:
     dtype: np.dtype
 
 
+Scalar = (str, bytes, int, float, type(None))
+
+
+def plain_key(key: Any) -> Any:
+    """Refuses keys whose hash could recurse without end, call anything, or equal that of a million others."""
+    if not isinstance(key, Scalar):
+        raise BuildError(f"a {type(key).__name__} is used as a key")
+    if isinstance(key, int) and not -MAX_KEY <= key <= MAX_KEY:  # Python's hash of an integer is its remainder
+        raise BuildError("a number is too large to be a key")
+    return key
+
+
 class Account(Protocol):
     def spend(self, amount: int) -> None:
         """Accounts for a copy of `amount` bytes or items."""
@@ -88,6 +102,17 @@ def _are_sizes(values: Iterable[Any]) -> bool:
     return all(type(value) is int and 0 <= value <= MAX_SIZE for value in values)
 
 
+def _rebuild_typed_tensor(
+    account: Account, storage: Any, offset: Any, size: Any, stride: Any, grad: Any, hooks: Any, dtype: Any, *_: Any
+) -> torch.Tensor:
+    """A tensor whose storage is plain bytes, and whose number type is an argument."""
+    if not isinstance(storage, torch.Tensor) or not isinstance(dtype, torch.dtype):
+        raise BuildError("a tensor is described wrongly")
+    if storage.dtype != torch.uint8 or storage.numel() % dtype.itemsize:
+        raise BuildError(f"a storage of {storage.numel()} bytes does not hold {dtype}")
+    return rebuild_tensor(account, storage.view(dtype), offset, size, stride)
+
+
 def _rebuild_parameter(account: Account, tensor: Any, *_: Any) -> torch.Tensor:
     if not isinstance(tensor, torch.Tensor):
         raise BuildError("a parameter is not a tensor")
@@ -104,6 +129,7 @@ def _rebuild_from_type(account: Account, function: Any, cls: Any, arguments: Any
 _TENSOR_CALLS: dict[str, Callable[..., Any]] = {
     "torch._utils._rebuild_tensor": rebuild_tensor,
     "torch._utils._rebuild_tensor_v2": rebuild_tensor,
+    "torch._utils._rebuild_tensor_v3": _rebuild_typed_tensor,
     "torch._utils._rebuild_parameter": _rebuild_parameter,
     "torch._utils._rebuild_parameter_with_state": _rebuild_parameter,
 }
@@ -120,10 +146,7 @@ def _items(account: Account, values: Iterable[Any] = ()) -> list[Any]:
 
 
 def _plain_items(account: Account, values: Iterable[Any] = ()) -> list[Any]:
-    items = _items(account, values)
-    if not all(isinstance(item, str | bytes | int | float | None) for item in items):
-        raise BuildError("a set holds something other than plain values")
-    return items
+    return [plain_key(item) for item in _items(account, values)]
 
 
 def _mapping(account: Account, values: Any = ()) -> OrderedDict[Any, Any]:
@@ -159,7 +182,7 @@ def _path(account: Account, *parts: Any) -> str:
 
 
 def _text(account: Account, *parts: Any) -> str:
-    """A device, a version or a slice, of which the description is kept."""
+    """A device, a version, a slice or a range, of which the description is kept."""
     if not all(isinstance(part, str | int | None) for part in parts):
         raise BuildError("a device or version is not text")
     return ":".join(str(part)[:80] for part in parts)
@@ -173,11 +196,26 @@ def _complex(account: Account, real: Any = 0.0, imaginary: Any = 0.0) -> complex
     return complex(float(real), float(imaginary))
 
 
-def _bound_method(account: Account, owner: Any, name: Any) -> StandIn:
+def _method(account: Account, owner: Any, name: Any) -> StandIn:
     """A method kept on an instance, such as the replaced `forward` of a fused layer: its name only."""
-    if not isinstance(owner, StandIn) or not isinstance(name, str):
+    if isinstance(owner, Global) and owner.is_class:
+        path = owner.path
+    elif isinstance(owner, StandIn):
+        path = owner.class_name
+    else:
         raise BuildError("it looks up an attribute of something that is not a pickled module")
-    return StandIn(f"{owner.class_name}.{name}"[:200])
+    if not isinstance(name, str) or not name.isidentifier() or name.startswith("_"):
+        raise BuildError("it looks up an attribute that is not a method")
+    return StandIn(f"{path}.{name}"[:200])
+
+
+def _datetime(account: Account, raw: Any = None, *_: Any) -> str:
+    """A moment as ISO text, from its ten bytes: year (two), month, day, hour, minute, second, microsecond (three)."""
+    if not isinstance(raw, bytes) or len(raw) != 10:
+        raise BuildError("a date is described wrongly")
+    month, day, hour, minute, second = raw[2:7]
+    year, microsecond = int.from_bytes(raw[:2], "big"), int.from_bytes(raw[7:], "big")
+    return datetime(year, month, day, hour, minute, second, microsecond).isoformat()
 
 
 def _reconstructor(account: Account, cls: Any, base: Any, state: Any) -> StandIn:
@@ -248,7 +286,9 @@ CALLS: dict[str, Callable[..., Any]] = {
     "builtins.frozenset": lambda account, *values: frozenset(_plain_items(account, *values)),
     "builtins.complex": _complex,
     "builtins.slice": _text,
-    "builtins.getattr": _bound_method,
+    "builtins.range": _text,
+    "datetime.datetime": _datetime,
+    "builtins.getattr": _method,
     "builtins.object": _reconstructor,  # named by `_reconstructor` below; never called by a file that PyTorch wrote
     "copyreg._reconstructor": _reconstructor,
     "_codecs.encode": _encode,
@@ -270,5 +310,6 @@ _STORAGES = {
 }  # fmt: skip
 CONSTANTS: dict[str, Any] = {
     **{f"torch{device}.{name}Storage": dtype for name, dtype in _STORAGES.items() for device in ("", ".cuda")},
+    **{f"torch.{module}UntypedStorage": torch.uint8 for module in ("", "storage.", "cuda.")},
     **{f"torch.{str(dtype).removeprefix('torch.')}": dtype for dtype in _STORAGES.values()},
 }

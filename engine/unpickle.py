@@ -10,37 +10,31 @@ whole file refused, and the error lists the names.
 from __future__ import annotations
 
 import pickletools
-import re
 import struct
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import torch
 
-from engine.archive import Archive, LegacyArchive, damaged, open_archive
-from engine.rebuild import CALLS, CONSTANTS, MAX_SIZE, BuildError, Global, PickledDtype, StandIn, set_numpy_state
+from engine.archive import Archive, LegacyArchive, PickleStream, damaged, open_archive
+from engine.pickle_names import canonical, is_stand_in, other_software
+from engine.rebuild import (
+    CALLS,
+    CONSTANTS,
+    MAX_SIZE,
+    BuildError,
+    Global,
+    PickledDtype,
+    StandIn,
+    plain_key,
+    set_numpy_state,
+)
 from utils.errors import UserError
 
-MAX_OPCODES = 4_000_000
-MAX_NAME = 200
-# Classes below these modules, and these single classes, become stand-ins. Official YOLOv5, YOLOv7, the mobile fork of
-# YOLOv5, and ultralytics under its present and its early (8.0) module names.
-STAND_IN_MODULES = re.compile(
-    r"(yolov5\.)?models(\.\w+)*|ultralytics(\.\w+)*|(yolov5\.)?utils\.activations|torch\.nn\.modules(\.\w+)*"
-)
-STAND_IN_CLASSES = frozenset(
-    {
-        "argparse.Namespace",
-        "types.SimpleNamespace",
-        "datetime.datetime",
-        "torch.nn.parameter.Parameter",
-    }
-)
-RENAMED_MODULES = {"__builtin__": "builtins", "copy_reg": "copyreg"}
-Scalar = (str, bytes, int, float, type(None))
+MAX_OPCODES = 1_500_000  # ten times those of the largest published checkpoints
 
 
 @dataclass
@@ -105,11 +99,11 @@ class PickleMachine:
         self._marks: list[list[Any]] = []
         self._memo: dict[int, Any] = {}
 
-    def run(self, stream: BinaryIO) -> Any:
+    def run(self, stream: PickleStream) -> Any:
         """Runs one pickle up to its STOP and returns the value; a name that is not known is an inert `Global` in it."""
         self._stack, self._marks, self._memo = [], [], {}
         try:
-            for opcode, argument, _ in pickletools.genops(stream):
+            for opcode, argument, _ in pickletools.genops(stream):  # type: ignore[arg-type]
                 self._opcodes_left -= 1
                 if self._opcodes_left < 0:
                     raise BuildError(f"more than {MAX_OPCODES} instructions")
@@ -134,6 +128,11 @@ class PickleMachine:
         """The value that was read, unless a name was met that is not known."""
         if self._refused:
             names = sorted(self._refused)
+            if owner := other_software(names):
+                raise UserError(
+                    f"checkpoint {str(self._archive.path)!r} holds a {owner} model (it names {names[0]}); only YOLOv5, "
+                    "YOLOv7 and YOLOv8 detectors are supported; nothing of it was run"
+                )
             more = f" and {len(names) - 6} more" if len(names) > 6 else ""
             raise UserError(
                 f"checkpoint {str(self._archive.path)!r} is refused: it names {', '.join(names[:6])}{more}, which no "
@@ -160,13 +159,12 @@ class PickleMachine:
         """Pushes what a global name stands for here."""
         if not isinstance(module, str) or not isinstance(name, str):
             raise BuildError("a global name is not text")
-        module = RENAMED_MODULES.get(module, module).replace("numpy._core", "numpy.core")
+        module, name = canonical(module, name)
         path = f"{module}.{name}"
         if path in CONSTANTS:
             self._stack.append(CONSTANTS[path])
             return
-        known = path in STAND_IN_CLASSES or (STAND_IN_MODULES.fullmatch(module) is not None and name.isidentifier())
-        known = known and len(path) <= MAX_NAME
+        known = path not in CALLS and is_stand_in(module, name)
         if known:
             self._classes.add(path)
         elif path not in CALLS:
@@ -274,17 +272,17 @@ class PickleMachine:
         if not isinstance(target, dict):
             raise BuildError(f"it sets items of a {type(target).__name__}")
         for key, value in zip(items[::2], items[1::2]):
-            target[_plain_key(key)] = value
+            target[plain_key(key)] = value
 
     def _add_items(self, _: Any) -> None:
         items = self._pop_mark()
         if not isinstance(self._stack[-1], set):
             raise BuildError(f"it adds items to a {type(self._stack[-1]).__name__}")
-        self._stack[-1].update(map(_plain_key, items))
+        self._stack[-1].update(map(plain_key, items))
 
     def _frozen_set(self, _: Any) -> None:
         items = self._pop_mark()
-        self._stack.append(frozenset(map(_plain_key, items)))
+        self._stack.append(frozenset(map(plain_key, items)))
 
     def _list(self, _: Any) -> None:
         items = self._pop_mark()
@@ -302,13 +300,6 @@ class PickleMachine:
     def _tuple_of(self, count: int) -> None:
         items = [self._stack.pop() for _ in range(count)]
         self._stack.append(tuple(reversed(items)))
-
-
-def _plain_key(key: Any) -> Any:
-    """Refuses keys whose hash could recurse without end or call anything: only plain scalars are ever keys."""
-    if not isinstance(key, Scalar):
-        raise BuildError(f"a {type(key).__name__} is used as a key")
-    return key
 
 
 def _ignore(machine: PickleMachine, argument: Any) -> None:
