@@ -124,6 +124,18 @@ class Keep:
         return Keep, ()
 
 
+def remove_hooks(model: nn.Module) -> None:
+    """Takes the hooks of a `HookTap` off a network.
+
+    For the copy of a student that a foreign training loop keeps (an EMA) or pickles whole: without them the file can be
+    read where this package is not.
+    """
+    for module in model.modules():
+        for key, hook in list(module._forward_hooks.items()):
+            if isinstance(hook, Keep):
+                del module._forward_hooks[key]
+
+
 Tap = ExtraFeaturesTap | HookTap
 TAPS: dict[str, type[Tap]] = {"extra_features": ExtraFeaturesTap, "hooks": HookTap}
 
