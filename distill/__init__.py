@@ -5,7 +5,9 @@ from .distiller import Distiller
 from .errors import DistillError
 from .losses import LOSSES
 from .pairing import auto_layers
+from .preflight import Preflight
 from .schedule import KDSchedule
+from .taps import remove_hooks
 
 __all__ = [
     "LOSSES",
@@ -16,5 +18,7 @@ __all__ = [
     "HeadSpec",
     "KDSchedule",
     "Level",
+    "Preflight",
     "auto_layers",
+    "remove_hooks",
 ]

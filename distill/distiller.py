@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from .classes import HeadView, compare_heads
 from .context import DistillContext, DistillSetup, HeadSpec
 from .crossing import CrossHead
 from .errors import DistillError, unknown_name
@@ -18,10 +19,11 @@ from .heads import score_maps
 from .losses import LOSSES
 from .losses.base import DistillationLoss, full, keywords
 from .pairing import Layers, pair_layers
-from .report import describe_pairs, describe_strength
+from .preflight import Preflight, capacity_gap, doubt_of_teacher, found_share, measure_gradients, strength_table
+from .report import describe_pairs
 from .schedule import KDSchedule
 from .taps import unwrap
-from .teacher import FrozenTeacher, raw_maps
+from .teacher import FrozenTeacher, ImageScaling, raw_maps, resized
 
 _ADAPTER_SEED = 0
 
@@ -42,17 +44,22 @@ class Distiller(nn.Module):
         schedule: a KDSchedule, the mapping of one, or None for a constant factor 1.
         image_size: side, or (height, width), of the network input in pixels, for the dry run that finds channels and
             strides.
-        student_head, teacher_head: the detection heads; losses on the output need them.
+        student_head, teacher_head: the detection heads; losses on the output need them. Kinds, strides and classes may
+            differ: what both have is compared.
         taps: "extra_features" for networks whose forward pass takes `extra_features`, "hooks" for any other.
         teacher_half: run the teacher in half precision; None means on a CUDA device.
         cross_head: for the loss crosskd, the teacher's head or a function, from features of `teacher_layers` to raw
             head maps; None: found from the teacher's layers.
+        teacher_image_size: side, or longer side, of the images that the teacher sees; None: as the student's.
+        resize: bring the teacher's maps to the student's size where they differ; pairs of unequal strides are allowed
+            then.
 
     Attributes:
         layers: the student's layers that the training loop has to ask for (empty for hooks, or without a feature loss).
         levels: the pairs of layers.
         item_names: keys of the items that `forward` returns, the same at every step.
         teacher: the teacher network.
+        notes: what a user should know of how the two are compared, one line each.
 
     Raises:
         DistillError: student, teacher and settings do not fit; one line with what, where, and the remedy.
@@ -73,13 +80,14 @@ class Distiller(nn.Module):
         taps: str = "extra_features",
         teacher_half: bool | None = None,
         cross_head: CrossHead | None = None,
+        teacher_image_size: int | None = None,
+        resize: bool = False,
     ) -> None:
         super().__init__()
         _check_separate(student, teacher)
         hw = (image_size, image_size) if isinstance(image_size, int) else (int(image_size[0]), int(image_size[1]))
         self.schedule = schedule if isinstance(schedule, KDSchedule) else KDSchedule.from_mapping(schedule)
         self._factor = self.schedule.factor(0, 1)
-        self._student_head, self._teacher_head = student_head, teacher_head
         parsed = {name: _parse(name, settings) for name, settings in losses.items()}
         self.weights = {name: weight for name, (weight, _) in parsed.items() if weight}
         active = [LOSSES[name] for name in self.weights]
@@ -87,11 +95,22 @@ class Distiller(nn.Module):
         self._on_output = any(loss.needs == "predictions" for loss in active)
         self._scored = any(loss.needs_scores or loss.needs_teacher_output for loss in active)
         asked: tuple[Layers, Layers] = (student_layers, teacher_layers) if self._on_features else ((), ())
-        resized = all(parsed[n][1].get("resize") for n in self.weights if LOSSES[n].needs == "features")
-        self._student_tap, teacher_tap, self.levels = pair_layers(student, teacher, *asked, taps, hw, resized)
-        self._teacher = FrozenTeacher(teacher, teacher_tap, teacher_half)
+        scaling = _scaling(teacher, hw, teacher_image_size)
+        self._resize = resize or scaling is not None
+        unequal = resize or all(parsed[n][1].get("resize") for n in self.weights if LOSSES[n].needs == "features")
+        sizes = (hw, hw if scaling is None else scaling.size(hw))
+        self._student_tap, teacher_tap, self.levels = pair_layers(student, teacher, *asked, taps, sizes, unequal)
+        self._teacher = FrozenTeacher(teacher, teacher_tap, teacher_half, scaling)
+        self._view_heads(student_head, teacher_head)
         setup = DistillSetup(
-            self.levels, student_head, teacher_head, student=student, teacher=teacher, cross_head=cross_head
+            self.levels,
+            None if self.student_view is None else self.student_view.spec,
+            None if self.teacher_view is None else self.teacher_view.spec,
+            same_images=scaling is None,
+            teacher=teacher,
+            teacher_view=self.teacher_view,
+            student=student,
+            cross_head=cross_head,
         )
         # Fresh adapters must not advance the global random stream: trainings with and without them stay comparable.
         built: dict[str, DistillationLoss] = {}
@@ -102,6 +121,24 @@ class Distiller(nn.Module):
         self.losses = nn.ModuleDict(built)
         self.to(next(student.parameters()).device)
         self.item_names = tuple(f"kd/{name}/{term}" for name, loss in built.items() for term in loss.names)
+
+    def _view_heads(self, student: HeadSpec | None, teacher: HeadSpec | None) -> None:
+        """Finds what the two heads have in common; without a loss that looks at heads, nothing need be."""
+        self.student_view: HeadView | None = None
+        self.teacher_view: HeadView | None = None
+        self.notes: tuple[str, ...] = ()
+        if student is not None and teacher is not None:
+            try:
+                self.student_view, self.teacher_view, note = compare_heads(student, teacher)
+            except DistillError:
+                if self._on_output or self._scored:
+                    raise
+            else:
+                self.notes = (note,) if note and (self._on_output or self._scored) else ()
+        elif student is not None:
+            self.student_view = HeadView(student, student.strides, range(student.num_classes))
+        elif teacher is not None:
+            self.teacher_view = HeadView(teacher, teacher.strides, range(teacher.num_classes))
 
     @property
     def layers(self) -> list[int | str]:
@@ -145,10 +182,7 @@ class Distiller(nn.Module):
     ) -> dict[str, Tensor]:
         """All terms with factor and weight applied."""
         student, teacher = self._maps(images, predictions, features)
-        head = self._teacher_head
-        scores = score_maps(teacher["predictions"], head) if self._scored and head else {}
-        context = DistillContext.from_targets(targets, images.shape[2:], scores)
-        context = replace(context, teacher_output=teacher["predictions"], teacher=self.teacher)
+        context = self._context(images, targets, teacher["predictions"])
         terms = {}
         for name, weight in self.weights.items():
             kind = LOSSES[name].needs
@@ -163,14 +197,21 @@ class Distiller(nn.Module):
         """What the student and the teacher made of the images, under the kinds that losses need; cast once for all."""
         teacher_raw, teacher_features = self._teacher(images, self._on_output or self._scored)
         student_features = self._student_tap.collect(features) if self._on_features else []
+        if self._resize:
+            teacher_features = [resized(t, s.shape[2:]) for s, t in zip(student_features, teacher_features)]
         student_raw = raw_maps(predictions) if self._on_output else []
-        if self._student_head is not None:  # maps of auxiliary branches follow those of the head
-            student_raw = student_raw[: len(self._student_head.strides)]
-        if self._teacher_head is not None:
-            teacher_raw = teacher_raw[: len(self._teacher_head.strides)]
-        student = {"features": student_features, "predictions": student_raw}
-        teacher = {"features": teacher_features, "predictions": teacher_raw}
-        return _in_full(student), _in_full(teacher)
+        student = {"features": _in_full(student_features), "predictions": _seen(student_raw, self.student_view)}
+        teacher = {"features": _in_full(teacher_features), "predictions": _seen(teacher_raw, self.teacher_view)}
+        return student, teacher
+
+    def _context(self, images: Tensor, targets: Tensor, teacher_raw: list[Tensor]) -> DistillContext:
+        """What the losses may know besides; classes are those that are compared."""
+        view, scores = self.teacher_view, {}
+        if self._scored and view is not None:
+            scores = score_maps(teacher_raw, view.spec, images.shape[2:])
+        context = DistillContext.from_targets(targets, images.shape[2:], scores)
+        classes = context.box_classes if self.student_view is None else self.student_view.place_of(context.box_classes)
+        return replace(context, box_classes=classes, teacher_output=teacher_raw, teacher=self.teacher)
 
     def start_epoch(self, epoch: int, epochs: int) -> None:
         """Sets the schedule's factor for an epoch counted from 0; call it before each epoch, after a resume too."""
@@ -205,23 +246,64 @@ class Distiller(nn.Module):
         features: Sequence[Tensor],
         targets: Tensor,
         detection_loss: Tensor,
-    ) -> str:
-        """A table of each term's weighted value and its ratio to the detection loss, for one batch; nothing changes.
+        parameters: Iterable[Tensor] = (),
+    ) -> Preflight:
+        """What one batch says of the distillation: how strong it is, who learns, and whether the teacher is any good.
 
-        Args: as `forward`, and the detection loss of the same batch as its criterion gives it.
+        Values and, with respect to the student's parameters, gradients of each term are compared with the detection
+        loss's. Nothing changes: terms come from copies of the losses, gradients go into no parameter.
+
+        Args:
+            images, predictions, features, targets: as for `forward`.
+            detection_loss: of the same batch as its criterion gives it, with its graph.
+            parameters: the student's; without them gradients of terms are not measured.
         """
         if not self.losses or not self._factor:
-            return "no distillation: every weight, or the schedule's factor, is 0"
-        with torch.no_grad():
-            items = self._terms(copy.deepcopy(self.losses), images, predictions, features, targets)
-        return describe_strength(items, float(detection_loss), images.shape[0])
+            return Preflight("no distillation: every weight, or the schedule's factor, is 0")
+        losses, learning = copy.deepcopy(self.losses), list(parameters)
+        detection = detection_loss / images.shape[0]
+        with torch.enable_grad(), torch.autocast(images.device.type, enabled=False):
+            terms = self._terms(losses, images, predictions, features, targets)
+            gradients = measure_gradients(terms, losses, learning, detection)
+        items = {name: term.detach() for name, term in terms.items()}
+        table, doubts = strength_table(items, float(detection.detach()), gradients), []
+        if self.student_view is not None and self.teacher_view is not None:
+            raw = _seen(self._teacher(images, True)[0], self.teacher_view)
+            share, count = found_share(raw, self.teacher_view.spec, self._context(images, targets, raw))
+            table += f"\nthe teacher finds {share:.0%} of the {count} labelled boxes of this batch"
+            doubts.append(doubt_of_teacher(share, count))
+        if learning:
+            doubts.append(capacity_gap(_count(learning), _count(self.teacher.parameters())))
+        doubts += [f"no gradient reaches the adapter {name}: it would stay as it is" for name in gradients.idle]
+        if any(p.requires_grad or p.grad is not None for p in self.teacher.parameters()):
+            doubts.append("the teacher's parameters take gradients: something unfroze them after it was frozen")
+        return Preflight(table, tuple(doubt for doubt in doubts if doubt))
 
     def _each(self) -> list[DistillationLoss]:
         return [loss for loss in self.losses.values() if isinstance(loss, DistillationLoss)]
 
 
-def _in_full(maps: dict[str, list[Tensor]]) -> dict[str, list[Tensor]]:
-    return {kind: [full(x) for x in values] for kind, values in maps.items()}
+def _in_full(maps: Sequence[Tensor]) -> list[Tensor]:
+    return [full(x) for x in maps]
+
+
+def _seen(maps: Sequence[Tensor], view: HeadView | None) -> list[Tensor]:
+    """Raw maps in full precision, as they are compared."""
+    maps = _in_full(maps)
+    return maps if view is None or not maps else view(maps)
+
+
+def _count(parameters: Iterable[Tensor]) -> int:
+    return sum(parameter.numel() for parameter in parameters)
+
+
+def _scaling(teacher: nn.Module, image_hw: tuple[int, int], teacher_size: int | None) -> ImageScaling | None:
+    """How the teacher's images are resized; None where they are as large as the student's."""
+    if teacher_size is None or teacher_size == max(image_hw):
+        return None
+    strides = getattr(unwrap(teacher), "stride", None)
+    stride = 32 if strides is None else int(torch.as_tensor(strides).max())
+    return ImageScaling(max(image_hw), teacher_size, stride)
 
 
 def _check_separate(student: nn.Module, teacher: nn.Module) -> None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from .context import HeadSpec
 from .errors import DistillError
@@ -18,9 +19,9 @@ class HeadLogits:
 
     Attributes:
         box: (N, A, 4) x, y, w, h logits of an anchor head, or (N, A, 4, bins) distribution logits of the left, top,
-            right and bottom side of an anchor-free head.
-        obj: (N, A) objectness logits; None for an anchor-free head.
-        cls: (N, A, nc) class logits.
+            right and bottom side of an anchor-free head; on a common grid (`grid.py`) (N, A, 4) distances to the sides.
+        obj: (N, A) objectness logits; None for an anchor-free head and on a common grid.
+        cls: (N, A, nc) class logits; on a common grid those of objectness times class score.
     """
 
     box: Tensor
@@ -62,14 +63,27 @@ def expected_sides(distribution: Tensor) -> Tensor:
     return (distribution.softmax(-1) * bins).sum(-1)
 
 
-def score_maps(maps: Sequence[Tensor], head: HeadSpec) -> dict[int, Tensor]:
-    """For each stride, (N, H, W) how sure a head is that a cell holds something: the best of the cell's anchors."""
+def score_maps(maps: Sequence[Tensor], head: HeadSpec, image_hw: Sequence[int] | None = None) -> dict[int, Tensor]:
+    """For each stride, (N, H, W) how sure a head is that a cell holds something: the best of the cell's anchors.
+
+    Args:
+        maps: raw maps.
+        head: the head that made them.
+        image_hw: height and width in pixels of images that the maps are brought to, where the head saw them at another
+            size: a cell has the best score of those that it overlaps. None: the head's own.
+    """
     found = {}
     for stride, raw in zip(head.strides, maps):
-        height, width = raw.shape[2:4]
         scores = foreground_scores(split_logits(raw, head))  # (N, na * H * W)
-        found[stride] = scores.unflatten(1, (-1, height, width)).amax(1)
+        scores = scores.unflatten(1, (-1, *grid_size(raw))).amax(1)  # (N, H, W)
+        wanted = grid_size(raw) if image_hw is None else (image_hw[0] // stride, image_hw[1] // stride)
+        found[stride] = scores if wanted == grid_size(raw) else F.adaptive_max_pool2d(scores, wanted)
     return found
+
+
+def grid_size(raw: Tensor) -> tuple[int, int]:
+    """Rows and columns of a raw map; both kinds of head have them in the third and fourth place."""
+    return raw.shape[2], raw.shape[3]
 
 
 def grid_points(map_hw: Sequence[int], stride: int, device: torch.device) -> Tensor:
@@ -95,10 +109,10 @@ def decode_boxes(raw: Tensor, head: HeadSpec, level: int, anchors: Tensor) -> Te
     """
     stride, box = head.strides[level], split_logits(raw, head).box
     if head.kind == "anchor_free":
-        points = grid_points(raw.shape[2:], stride, raw.device)  # (A, 2)
+        points = grid_points(grid_size(raw), stride, raw.device)  # (A, 2)
         low, high = (expected_sides(box) * stride).chunk(2, dim=-1)  # (N, A, 2) each
         return torch.cat((points - low, points + high), dim=-1)
-    points = grid_points(raw.shape[2:4], stride, raw.device)  # (H * W, 2)
+    points = grid_points(grid_size(raw), stride, raw.device)  # (H * W, 2)
     cells = box.sigmoid().unflatten(1, (len(anchors), -1))  # (N, na, H * W, 4)
     centre = points + (2 * cells[..., :2] - 1) * stride
     half = (2 * cells[..., 2:]).square() * anchors[:, None] / 2
@@ -106,51 +120,43 @@ def decode_boxes(raw: Tensor, head: HeadSpec, level: int, anchors: Tensor) -> Te
 
 
 def check_same_output(student: HeadSpec, teacher: HeadSpec, loss: str) -> None:
-    """Refuses heads whose outputs cannot be compared number by number.
+    """Refuses heads that are not of the same classes and strides; a distiller narrows both to the common ones.
 
     Raises:
-        DistillError: kind, number or order of classes, or strides differ.
+        DistillError: their number of classes or their strides differ.
     """
-    if student.kind != teacher.kind:
-        raise DistillError(
-            f"{loss}: the student's head is {student.kind}, the teacher's {teacher.kind}; distil features instead"
-        )
     if student.num_classes != teacher.num_classes:
         raise DistillError(
             f"{loss}: the student has {student.num_classes} classes, the teacher {teacher.num_classes}; "
-            "train the teacher on the same classes, or distil features only"
+            "narrow both to the common ones first (compare_heads)"
         )
     if student.strides != teacher.strides:
         raise DistillError(
             f"{loss}: the student's head has strides {student.strides}, the teacher's {teacher.strides}; "
-            "choose networks with equal strides, or distil features only"
-        )
-    if student.names != teacher.names and sorted(student.names) == sorted(teacher.names):
-        raise DistillError(
-            f"{loss}: student and teacher have the same classes in another order ({list(student.names)} and "
-            f"{list(teacher.names)}); train both with one dataset file"
+            "narrow both to the common ones first (compare_heads)"
         )
 
 
-def check_same_anchors(student: HeadSpec, teacher: HeadSpec, loss: str, tolerance: float = 1e-3) -> None:
-    """Refuses anchors that differ by more than a share `tolerance`: box logits would mean different boxes.
+def unlikeness(student: HeadSpec, teacher: HeadSpec, same_images: bool = True) -> str:
+    """Why the raw maps of two heads cannot be compared number by number; empty where they can."""
+    if not same_images:
+        return "the teacher sees the images at another size"
+    if student.kind != teacher.kind:
+        return f"the student's head is {student.kind}, the teacher's {teacher.kind}"
+    counts = [len(head.anchors[0]) if head.anchors else 0 for head in (student, teacher)]
+    if counts[0] != counts[1]:
+        return f"the student's head has {counts[0]} anchors a cell, the teacher's {counts[1]}"
+    if student.bins and teacher.bins and student.bins != teacher.bins:
+        return f"the student's box sides have {student.bins} bins, the teacher's {teacher.bins}"
+    return ""
 
-    Raises:
-        DistillError: they differ; the first level that does is named.
-    """
+
+def same_anchors(student: HeadSpec, teacher: HeadSpec, tolerance: float = 1e-3) -> bool:
+    """Whether anchors differ by less than a share `tolerance`, so that box logits mean the same boxes."""
     if student.anchors is None or teacher.anchors is None:
-        return
-    for stride, s, t in zip(student.strides, student.anchors, teacher.anchors):
-        a, b = torch.tensor(s), torch.tensor(t)
-        if a.shape != b.shape or not torch.allclose(a, b, rtol=tolerance, atol=tolerance):
-            raise DistillError(
-                f"{loss}: at stride {stride} the student's anchors are {_pairs(s)}, the teacher's {_pairs(t)}; box "
-                "logits then mean different boxes; train both with one anchor set, or set box: 0 and add the loss box"
-            )
-
-
-def _pairs(anchors: Sequence[Sequence[float]]) -> str:
-    return " ".join(f"{w:g}x{h:g}" for w, h in anchors)
+        return student.anchors is teacher.anchors
+    ours, theirs = anchor_table(student), anchor_table(teacher)
+    return ours.shape == theirs.shape and torch.allclose(ours, theirs, rtol=tolerance, atol=tolerance)
 
 
 def check_same_maps(student: Sequence[Tensor], teacher: Sequence[Tensor], loss: str) -> None:

@@ -17,6 +17,7 @@ AUTO = "auto"
 WHO = ("student", "teacher")
 Layers = Sequence[int | str]
 """Layer indices or module names, or the word "auto"."""
+ImageSizes = tuple[tuple[int, int], tuple[int, int]]
 
 
 @dataclass(frozen=True)
@@ -74,14 +75,14 @@ def pair_layers(
     student_layers: Layers,
     teacher_layers: Layers,
     taps: str,
-    image_hw: tuple[int, int],
+    image_hw: ImageSizes,
     resized: bool = False,
 ) -> tuple[Tap, Tap, tuple[Level, ...]]:
     """Resolves "auto", taps both networks, runs each once, and checks the pairs.
 
     Args:
         student, teacher, student_layers, teacher_layers, taps: as for the distiller.
-        image_hw: size of the network input in pixels.
+        image_hw: height and width of the student's and of the teacher's images in pixels.
         resized: allow pairs of unequal strides.
 
     Returns:
@@ -98,10 +99,11 @@ def pair_layers(
         )
     student_tap = make_tap(taps, student, student_list, "student")
     teacher_tap = make_tap(taps, teacher, teacher_list, "teacher")
-    student_found = measure(student, student_tap, image_hw, "student")
-    teacher_found = measure(teacher, teacher_tap, image_hw, "teacher")
+    student_found = measure(student, student_tap, image_hw[0], "student")
+    teacher_found = measure(teacher, teacher_tap, image_hw[1], "teacher")
     for position, (s, t) in enumerate(zip(student_found, teacher_found)):
-        if s.stride != t.stride and not resized:
+        # A teacher of larger images meets a student's grid one level up too.
+        if s.stride != t.stride and s.shape[1:] != t.shape[1:] and not resized:
             raise DistillError(_stride_message(position, s, t, [f.stride for f in student_found]))
     names = level_names(student_list, [found.stride for found in student_found])
     levels = tuple(
@@ -115,7 +117,8 @@ def _stride_message(position: int, student: TappedLayer, teacher: TappedLayer, s
     return (
         f"teacher_kd_layers[{position}]={teacher.layer} has stride {teacher.stride} and shape {teacher.shape}; "
         f"student_kd_layers[{position}]={student.layer} has stride {student.stride} and shape {student.shape} "
-        f"(student strides: {', '.join(map(str, student_strides))}); pair equal strides, drop the pair, or use auto"
+        f"(student strides: {', '.join(map(str, student_strides))}); pair equal strides, drop the pair, use auto, or "
+        "set kd_resize: true to resize the teacher's map"
     )
 
 
@@ -125,7 +128,7 @@ def _resolve(
     student_layers: Layers,
     teacher_layers: Layers,
     taps: str,
-    image_hw: tuple[int, int],
+    image_hw: ImageSizes,
 ) -> tuple[list[int | str], list[int | str]]:
     """Both lists, with "auto" replaced by the layers that feed the head and have the other side's strides."""
     for layers, who in ((student_layers, "student"), (teacher_layers, "teacher")):
@@ -134,16 +137,14 @@ def _resolve(
     if AUTO not in (student_layers, teacher_layers):
         return list(student_layers), list(teacher_layers)
 
-    def inputs_and_strides(model: nn.Module, layers: Layers, who: str) -> tuple[list[int | str], list[int]]:
+    def inputs_and_strides(side: int) -> tuple[list[int | str], list[int]]:
+        model, layers, who = (student, teacher)[side], (student_layers, teacher_layers)[side], WHO[side]
         if layers == AUTO:
             return head_inputs(model, who)
-        found = measure(model, make_tap(taps, model, layers, who), image_hw, who)
+        found = measure(model, make_tap(taps, model, layers, who), image_hw[side], who)
         return list(layers), [tapped.stride for tapped in found]
 
-    sides = (
-        inputs_and_strides(student, student_layers, "student"),
-        inputs_and_strides(teacher, teacher_layers, "teacher"),
-    )
+    sides = inputs_and_strides(0), inputs_and_strides(1)
     if teacher_layers != AUTO:  # the listed side decides the order
         teacher_list, student_list = auto_layers(*sides[1], *sides[0])
     else:

@@ -1,10 +1,8 @@
-"""What a distiller shows before training: which layers are paired, and how strong each term is."""
+"""What a distiller shows before training: which layers are paired, and how."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-
-from torch import Tensor
 
 from .context import Level
 from .losses.base import DistillationLoss
@@ -26,32 +24,12 @@ def describe_pairs(
     for name, loss in losses.items():
         weight = f"{weights[name]:g}"
         if loss.needs == "predictions":
-            rows.append([name, weight, "head", "output", "output", "-", "-", "-", "0"])
+            form = "common grid" if getattr(loss, "on_grid", False) else "-"
+            rows.append([name, weight, "head", "output", "output", "-", "-", form, "0"])
             continue
         for index, level in enumerate(levels):
             adapter, parameters = loss.describe(index)
             channels = f"{level.student_channels} -> {level.teacher_channels}"
             pair = [level.name, str(level.student_layer), str(level.teacher_layer), channels, str(level.stride)]
             rows.append([name, weight, *pair, adapter, f"{parameters:,}"])
-    return format_table(rows)
-
-
-def describe_strength(items: Mapping[str, Tensor], detection_loss: float, batch_size: int, limit: float = 10.0) -> str:
-    """One row for each term: its weighted value, and its ratio to the detection loss of the same batch.
-
-    A ratio above `limit` is marked; the FGD authors advise to keep distillation near the size of the detection loss.
-
-    Args:
-        items: weighted terms as the distiller gives them, not multiplied by the batch size.
-        detection_loss: as the criterion gives it, multiplied by the batch size.
-        batch_size: number of images.
-        limit: ratio from which on a term is marked.
-    """
-    task = detection_loss / batch_size
-    rows = [["term", "weighted value", "ratio to the detection loss"]]
-    values = {name: value.item() for name, value in items.items()}
-    for name, value in [*values.items(), ("sum", sum(values.values()))]:
-        ratio = value / task if task else float("inf")
-        mark = f"  above {limit:g}: lower its weight" if ratio > limit else ""
-        rows.append([name, f"{value:.4g}", f"{ratio:.3g}{mark}"])
     return format_table(rows)

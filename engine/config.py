@@ -41,6 +41,7 @@ class Hyp:
     anchors: int | None = None
     fl_gamma: float = 0.0
     loss_ota: int | None = None
+    enlarge_small_boxes: int = 0
     # augmentation
     hsv_h: float = 0.015
     hsv_s: float = 0.7
@@ -91,7 +92,7 @@ FRACTIONS = (
 POSITIVE = ("lr0", "nbs", "anchor_t", "mixup_alpha")
 BELOW_ONE = ("momentum", "warmup_momentum", "scale")
 OPTIONAL_NUMBERS = ("anchors", "loss_ota")
-WHOLE_NUMBERS = (*OPTIONAL_NUMBERS, "close_mosaic", "nbs")
+WHOLE_NUMBERS = (*OPTIONAL_NUMBERS, "enlarge_small_boxes", "close_mosaic", "nbs")
 KD_KEYS = ("student_kd_layers", "teacher_kd_layers", "kd_losses", "kd_schedule")
 
 
@@ -199,8 +200,11 @@ class TrainOptions:
     save_period: int = -1
     seed: int = 0
     close_mosaic: int = 0
+    compile: bool = False
     # distillation
     teacher_weights: str = ""
+    teacher_img_size: int = 0
+    teacher_device: str = ""
     unlabeled: str = ""
     unlabeled_batch: int = 0
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import random
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from data.loader import Batch, DetectionLoader
 from data.unlabeled import MixedLoader
+from distill import Preflight
 from engine.build import images_to_device
 from engine.config import Hyp, TrainOptions
 from engine.distributed import World, agree, average_gradients
@@ -49,9 +50,19 @@ class ExtraLoss(Protocol):
         """Called before the first batch of an epoch."""
 
     def preflight(
-        self, images: Tensor, predictions: Any, features: list[Tensor], targets: Tensor, detection_loss: Tensor
-    ) -> str:
-        """Called with the first batch of a training: a table of how strong each part is. Must not change anything."""
+        self,
+        images: Tensor,
+        predictions: Any,
+        features: list[Tensor],
+        targets: Tensor,
+        detection_loss: Tensor,
+        parameters: Iterable[Tensor] = (),
+    ) -> Preflight:
+        """Called with the first batch of a training: a table of how strong each part is, and what is wrong.
+
+        Must not change anything. The detection loss comes with its graph, so that gradients of the model's `parameters`
+        can be compared; without any, they cannot be had.
+        """
 
 
 @dataclass
@@ -227,11 +238,14 @@ class Trainer:
                 count = len(cast(ExtraLoss, extra).layers)
                 mine, features = features[:count], features[count:]
                 more, more_items = extra(images, predictions, mine, targets)
-                if iteration == 0 and self.world.is_main:
-                    table = cast(ExtraLoss, extra).preflight(
-                        images, predictions, mine, targets, detection_loss.detach()
+                if iteration == 0:  # in every process: gradients of a SyncBatchNorm need them all
+                    # The gradient of a compiled network can be asked for once only, which is the training's.
+                    parameters = () if self.options.compile else self.model.parameters()
+                    found = cast(ExtraLoss, extra).preflight(
+                        images, predictions, mine, targets, detection_loss, parameters
                     )
-                    report_preflight(table, more_items)
+                    if self.world.is_main:
+                        report_preflight(found, more_items, untrained(extra, self.optimizer))
                 loss, items = loss + more, items | more_items
         # DistributedDataParallel averages gradients over the processes; the loss is a sum over images.
         return loss * self.world.size, items
@@ -317,9 +331,25 @@ def labelled_maps(predictions: Sequence[Tensor], num_unlabelled: int) -> Sequenc
     return [maps[: len(maps) - num_unlabelled] for maps in predictions] if num_unlabelled else predictions
 
 
-def report_preflight(table: str, items: Mapping[str, Tensor]) -> None:
-    """Prints how strong the parts of an extra loss are on the first batch; warns of those that do nothing or harm."""
-    LOGGER.info(f"\n{table}")  # the progress bar is on the line
+def untrained(module: nn.Module, optimizer: torch.optim.Optimizer) -> list[str]:
+    """Names of the parameters that ask for training and that the optimizer does not have."""
+    trained = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+    return [name for name, p in module.named_parameters() if p.requires_grad and id(p) not in trained]
+
+
+def report_preflight(found: Preflight, items: Mapping[str, Tensor], left_out: Sequence[str] = ()) -> None:
+    """Prints how strong the parts of an extra loss are on the first batch; warns of those that do nothing or harm.
+
+    Args:
+        found: what the loss itself says.
+        items: its parts.
+        left_out: its parameters that the optimizer does not have.
+    """
+    LOGGER.info(f"\n{found.table}")  # the progress bar is on the line
+    for warning in found.warnings:
+        LOGGER.warning(f"warning: {warning}")
+    if left_out:
+        LOGGER.warning(f"warning: not in the optimizer, so never trained: {', '.join(left_out)}")
     values = {name: value.item() for name, value in items.items()}
     idle = [name for name, value in values.items() if value == 0]
     broken = [name for name, value in values.items() if not math.isfinite(value)]

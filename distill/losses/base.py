@@ -13,7 +13,16 @@ from torch import Tensor, nn
 from ..adapters import conv_adapter, describe_adapter
 from ..context import DistillContext, DistillSetup, HeadSpec, Level
 from ..errors import DistillError, check_keys
-from ..heads import check_same_output
+from ..grid import common_grid, sides_to_boxes
+from ..heads import (
+    HeadLogits,
+    anchor_table,
+    check_same_maps,
+    check_same_output,
+    decode_boxes,
+    split_logits,
+    unlikeness,
+)
 
 
 class DistillationLoss(nn.Module):
@@ -28,6 +37,8 @@ class DistillationLoss(nn.Module):
     """"features" (one map for each pair of layers) or "predictions" (the raw head maps)."""
     needs_scores: ClassVar[bool] = False
     """Whether `context.teacher_scores` is read."""
+    needs_teacher_output: ClassVar[bool] = False
+    """Whether `context.teacher_output` is read."""
     names: tuple[str, ...]
     """The terms that `forward` returns: names of levels, or of parts."""
 
@@ -55,8 +66,8 @@ class DistillationLoss(nn.Module):
 class FeatureLoss(DistillationLoss):
     """A loss on pairs of feature maps. A subclass gives `level_loss`.
 
-    Every child module is a ModuleList with one entry for each level. `self.adapters` brings the student's map to the
-    teacher's channels before the two are compared.
+    Every child module is a ModuleList with one entry for each level (or none). `self.adapters` brings the student's map
+    to the teacher's channels before the two are compared.
     """
 
     needs = "features"
@@ -91,7 +102,7 @@ class FeatureLoss(DistillationLoss):
             raise DistillError(
                 f"{level.name}: student layer {level.student_layer} has shape {tuple(student.shape)}, teacher layer "
                 f"{level.teacher_layer} {tuple(teacher.shape)}; expected {level.student_channels} and "
-                f"{level.teacher_channels} channels, the same images and equal strides"
+                f"{level.teacher_channels} channels, the same images and equal strides (or set kd_resize: true)"
             )
 
     def level_loss(self, index: int, student: Tensor, teacher: Tensor, context: DistillContext) -> Tensor:
@@ -99,14 +110,24 @@ class FeatureLoss(DistillationLoss):
         raise NotImplementedError
 
     def describe(self, index: int) -> tuple[str, int]:
-        at_level = [modules[index] for modules in self.children() if isinstance(modules, nn.ModuleList)]
+        lists = [modules for modules in self.children() if isinstance(modules, nn.ModuleList) and len(modules)]
+        at_level = [modules[index] for modules in lists]
         return describe_adapter(self.adapters[index]), sum(p.numel() for m in at_level for p in m.parameters())
 
 
 class PredictionLoss(DistillationLoss):
-    """A loss on the raw head maps, described by `self.student_head` and `self.teacher_head`."""
+    """A loss on the raw head maps, described by `self.student_head` and `self.teacher_head`.
+
+    Attributes:
+        on_grid: whether the two are compared on a common grid, cell by cell, since their raw numbers mean different
+            things.
+    """
 
     needs = "predictions"
+    grid_form: ClassVar[bool] = False
+    """Whether the loss has a form for unlike heads: one that takes what `pairs` gives of them."""
+    student_anchors: Tensor
+    teacher_anchors: Tensor
 
     def __init__(self, setup: DistillSetup) -> None:
         super().__init__()
@@ -114,8 +135,45 @@ class PredictionLoss(DistillationLoss):
         if setup.student_head is None or setup.teacher_head is None:
             raise DistillError(f"{name} compares the heads' outputs; give student_head and teacher_head")
         check_same_output(setup.student_head, setup.teacher_head, name)
+        unlike = unlikeness(setup.student_head, setup.teacher_head, setup.same_images)
+        if unlike and not self.grid_form:
+            raise DistillError(
+                f"{name} compares the heads' raw numbers, but {unlike}; use output, soft_label or box, which compare "
+                "boxes and scores on a common grid"
+            )
+        self.on_grid = bool(unlike)
         self.student_head: HeadSpec = setup.student_head
         self.teacher_head: HeadSpec = setup.teacher_head
+        self.register_buffer("student_anchors", anchor_table(self.student_head), persistent=False)
+        self.register_buffer("teacher_anchors", anchor_table(self.teacher_head), persistent=False)
+
+    def pairs(self, student: Sequence[Tensor], teacher: Sequence[Tensor]) -> list[tuple[HeadLogits, HeadLogits]]:
+        """Student and teacher level by level: location by location as the heads give it, or on the common grid."""
+        if not self.on_grid:
+            check_same_maps(student, teacher, type(self).__name__)
+            return [
+                (split_logits(s, self.student_head), split_logits(t, self.teacher_head))
+                for s, t in zip(student, teacher)
+            ]
+        heads = self.student_head, self.teacher_head
+        anchors = zip(self.student_anchors, self.teacher_anchors)
+        return [
+            common_grid(s, t, heads, level, both) for level, (s, t, both) in enumerate(zip(student, teacher, anchors))
+        ]
+
+    def boxes(
+        self, student: Sequence[Tensor], teacher: Sequence[Tensor], pairs: Sequence[tuple[HeadLogits, HeadLogits]]
+    ) -> list[tuple[Tensor, Tensor]]:
+        """The (N, A, 4) boxes of what `pairs` gave for these maps: in pixels, or in cells on the common grid."""
+        if self.on_grid:
+            return [(sides_to_boxes(s.box), sides_to_boxes(t.box)) for s, t in pairs]
+        return [
+            (
+                decode_boxes(s, self.student_head, level, self.student_anchors[level]),
+                decode_boxes(t, self.teacher_head, level, self.teacher_anchors[level]),
+            )
+            for level, (s, t) in enumerate(zip(student, teacher))
+        ]
 
 
 def full(x: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from torch import Tensor
 from ..boxes import giou, iou
 from ..context import DistillContext, DistillSetup
 from ..errors import check_choice
-from ..heads import anchor_table, check_same_maps, decode_boxes, foreground_scores, split_logits
+from ..heads import foreground_scores
 from .base import PredictionLoss
 from .soft_label import weighted_mean
 
@@ -23,26 +23,20 @@ class Box(PredictionLoss):
     Locations are weighted by the teacher's foreground score.
 
     Args:
-        setup: the two heads; they need equal classes and strides. Anchors may differ.
+        setup: the two heads. Anchors may differ: as long as there are as many a cell they are compared one by one.
+            Unlike heads are compared on a common grid, one box a cell.
         measure: "giou" also pulls boxes that do not touch (arXiv 1902.09630); "iou" is the plain one.
     """
 
+    grid_form = True
     names = ("box",)
-    student_anchors: Tensor
-    teacher_anchors: Tensor
 
     def __init__(self, setup: DistillSetup, *, measure: str = "giou") -> None:
         super().__init__(setup)
         self.measure = MEASURES[check_choice("measure", measure, MEASURES, "kd_losses.box")]
-        self.register_buffer("student_anchors", anchor_table(self.student_head), persistent=False)
-        self.register_buffer("teacher_anchors", anchor_table(self.teacher_head), persistent=False)
 
     def terms(self, student: list[Tensor], teacher: list[Tensor], context: DistillContext) -> dict[str, Tensor]:
-        check_same_maps(student, teacher, "box")
-        errors, weights = [], []
-        for level, (s, t) in enumerate(zip(student, teacher)):
-            student_boxes = decode_boxes(s, self.student_head, level, self.student_anchors[level])  # (N, A, 4)
-            teacher_boxes = decode_boxes(t, self.teacher_head, level, self.teacher_anchors[level])
-            errors.append(1 - self.measure(student_boxes, teacher_boxes))
-            weights.append(foreground_scores(split_logits(t, self.teacher_head)))
+        pairs = self.pairs(student, teacher)
+        errors = [1 - self.measure(ours, theirs) for ours, theirs in self.boxes(student, teacher, pairs)]  # (N, A) each
+        weights = [foreground_scores(t) for _, t in pairs]  # (N, A) each
         return {"box": weighted_mean(torch.cat(errors, 1), torch.cat(weights, 1))}

@@ -7,7 +7,6 @@ from torch import Tensor
 
 from ..context import DistillContext, DistillSetup
 from ..errors import DistillError
-from ..heads import check_same_maps, split_logits
 from ..regions import map_regions
 from .base import PredictionLoss
 from .kl import softened_kl
@@ -45,19 +44,19 @@ class LD(PredictionLoss):
         temperature: float = 10.0,
         anchor_scale: float = 8.0,
     ) -> None:
-        super().__init__(setup)
-        if self.student_head.kind != "anchor_free":
+        heads = {"student": setup.student_head, "teacher": setup.teacher_head}
+        lacking = [who for who, head in heads.items() if head is not None and head.kind != "anchor_free"]
+        if lacking:
             raise DistillError(
-                "ld compares distributions of box sides, which anchor heads do not have; use the loss box instead"
+                "ld compares distributions of box sides, which anchor heads do not have (here: the "
+                f"{' and the '.join(lacking)}); use the loss box instead"
             )
+        super().__init__(setup)
         self.main, self.vlr, self.temperature, self.anchor_scale = main, vlr, temperature, anchor_scale
 
     def terms(self, student: list[Tensor], teacher: list[Tensor], context: DistillContext) -> dict[str, Tensor]:
-        check_same_maps(student, teacher, "ld")
-        students = [split_logits(s, self.student_head) for s in student]
-        teachers = [split_logits(t, self.teacher_head) for t in teacher]
+        pairs = self.pairs(student, teacher)
         main, valuable = map_regions(student, self.student_head.strides, context, self.anchor_scale)  # (N, A) each
-        pairs = zip(students, teachers)
         rows = torch.cat([side_divergence(s.box, t.box, self.temperature) for s, t in pairs], 1).mean(-1)  # (N, A)
-        scores = torch.cat([s.cls.detach().sigmoid().amax(-1) for s in students], 1)  # (N, A)
+        scores = torch.cat([s.cls.detach().sigmoid().amax(-1) for s, _ in pairs], 1)  # (N, A)
         return {"main": self.main * weighted_mean(rows, main * scores), "vlr": self.vlr * weighted_mean(rows, valuable)}

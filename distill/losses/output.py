@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from ..context import DistillContext, DistillSetup
 from ..errors import check_choice
-from ..heads import HeadLogits, check_same_anchors, check_same_maps, expected_sides, foreground_scores, split_logits
+from ..heads import HeadLogits, expected_sides, foreground_scores, same_anchors
 from .base import PredictionLoss
 from .kl import softened_kl
 
@@ -31,7 +33,14 @@ CLASS_TERMS = {"l2": class_l2, "kl": softened_kl}
 
 
 def output_parts(
-    student: HeadLogits, teacher: HeadLogits, *, scale_obj: bool, class_term: str, temperature: float
+    student: HeadLogits,
+    teacher: HeadLogits,
+    *,
+    scale_obj: bool,
+    class_term: str,
+    temperature: float,
+    activated: bool = False,
+    kept: Tensor | None = None,
 ) -> OutputParts:
     """Differences between two heads' logits at one level, each location scaled by the teacher's foreground score.
 
@@ -44,35 +53,70 @@ def output_parts(
             the teacher also teaches what is background.
         class_term: a name in `CLASS_TERMS`.
         temperature: of the class term "kl".
+        activated: compare what the sigmoid makes of the logits, as the paper does, and not the logits themselves.
+        kept: (N, A) 1 where the teacher's detection counts, 0 where `feature_map_nms` drops it: nothing is there then.
     """
-    weight = foreground_scores(teacher)[..., None]  # (N, A, 1)
+    score = foreground_scores(teacher) if kept is None else kept * foreground_scores(teacher)  # (N, A)
+    weight = score[..., None]  # (N, A, 1)
     if teacher.box.ndim == 4:
         box_error = expected_sides(student.box) - expected_sides(teacher.box)  # (N, A, 4), in cells
+    elif activated and teacher.obj is not None:
+        box_error = student.box.sigmoid() - teacher.box.sigmoid()  # (N, A, 4)
     else:
         box_error = student.box - teacher.box  # (N, A, 4)
     box = (weight * box_error.square()).mean()
     obj = cls = box.new_zeros(())
     if student.obj is not None and teacher.obj is not None:
-        error = (student.obj - teacher.obj).square()  # (N, A)
-        obj = (weight[..., 0] * error).mean() if scale_obj else error.mean()
+        gap = student.obj.sigmoid() - score if activated else student.obj - teacher.obj  # (N, A)
+        error = gap.square() if activated or kept is None else kept * gap.square()
+        obj = (score * error).mean() if scale_obj else error.mean()
     if student.cls.shape[-1] > 1 or student.obj is None:
-        cls = (weight * CLASS_TERMS[class_term](student.cls, teacher.cls, temperature)).mean()
+        both = student.cls, teacher.cls
+        if activated and class_term == "l2":
+            both = student.cls.sigmoid(), teacher.cls.sigmoid()
+        cls = (weight * CLASS_TERMS[class_term](*both, temperature)).mean()
     return OutputParts(box, obj, cls)
+
+
+@torch.no_grad()
+def feature_map_nms(teacher: HeadLogits, map_hw: tuple[int, int]) -> Tensor:
+    """(N, A) 1 for the detections of a level that are the strongest of their class among neighbours, else 0.
+
+    Neighbours are the anchors of the 3 x 3 cells around; the class is the likeliest one, the strength the foreground
+    score. Equally strong ones all stay.
+
+    Args:
+        teacher: one level of the teacher's head.
+        map_hw: its rows and columns.
+    """
+    score, category = foreground_scores(teacher), teacher.cls.argmax(-1)  # (N, A) each
+    cells = map_hw[0] * map_hw[1]
+    cell = torch.arange(score.shape[1], device=score.device) % cells  # (A,)
+    place = category * cells + cell  # (N, A) index into the maps of the classes
+    best = score.new_zeros(len(score), teacher.cls.shape[-1] * cells).scatter_reduce(1, place, score, "amax")
+    around = F.max_pool2d(best.unflatten(1, (-1, *map_hw)), kernel_size=3, stride=1, padding=1)  # (N, nc, H, W)
+    return (score >= around.flatten(1).gather(1, place)).to(score.dtype)
 
 
 class Output(PredictionLoss):
     """Imitates the teacher's raw head maps where the teacher sees an object.
 
+    Unlike heads, and heads of different anchors unless `box` is 0, are compared on a common grid: box sides in cells
+    and joint class logits. There is no part for objectness then, since the class logits hold it.
+
     Args:
-        setup: the two heads; they need equal classes and strides, and equal anchors unless `box` is 0.
+        setup: the two heads.
         box, obj, cls: gains of the three parts; the defaults are the published YOLOv5 ones.
         scale_obj: scale the objectness part by the teacher's objectness; false is what the paper writes and pulls the
             student's background down too. It weighs some twenty times more then.
         class_term: "l2" on the logits, or "kl" of softmax distributions.
         temperature: of "kl".
+        activated: compare scores and not logits. The paper's form is this with `fm_nms` and without `scale_obj`.
+        fm_nms: of neighbouring detections of one class only the teacher's strongest counts.
     """
 
-    names = ("box", "obj", "cls")
+    grid_form = True
+    names: tuple[str, ...] = ("box", "obj", "cls")
 
     def __init__(
         self,
@@ -84,26 +128,25 @@ class Output(PredictionLoss):
         scale_obj: bool = True,
         class_term: str = "l2",
         temperature: float = 20.0,
+        activated: bool = False,
+        fm_nms: bool = False,
     ) -> None:
         super().__init__(setup)
-        if box:
-            check_same_anchors(self.student_head, self.teacher_head, "output")
+        self.activated, self.fm_nms = activated, fm_nms
+        if box and not same_anchors(self.student_head, self.teacher_head):
+            self.on_grid = True
+        if self.on_grid:
+            self.names = ("box", "cls")
         self.gains = {"box": box, "obj": obj, "cls": cls}
         self.scale_obj = scale_obj
         self.class_term = check_choice("class_term", class_term, CLASS_TERMS, "kd_losses.output")
         self.temperature = temperature
 
     def terms(self, student: list[Tensor], teacher: list[Tensor], context: DistillContext) -> dict[str, Tensor]:
-        check_same_maps(student, teacher, "output")
-        levels = [
-            output_parts(
-                split_logits(s, self.student_head),
-                split_logits(t, self.teacher_head),
-                scale_obj=self.scale_obj,
-                class_term=self.class_term,
-                temperature=self.temperature,
-            )
-            for s, t in zip(student, teacher)
-        ]
+        form = {"scale_obj": self.scale_obj, "class_term": self.class_term, "activated": self.activated}
+        levels = []
+        for raw, (s, t) in zip(student, self.pairs(student, teacher)):
+            kept = feature_map_nms(t, (raw.shape[2], raw.shape[3])) if self.fm_nms else None
+            levels.append(output_parts(s, t, temperature=self.temperature, kept=kept, **form))  # type: ignore[arg-type]
         sums = OutputParts(*(sum(part[1:], part[0]) for part in zip(*levels)))
-        return {name: gain * getattr(sums, name) for name, gain in self.gains.items()}
+        return {name: self.gains[name] * getattr(sums, name) for name in self.names}

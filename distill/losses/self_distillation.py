@@ -6,7 +6,6 @@ import torch
 from torch import Tensor
 
 from ..context import DistillContext, DistillSetup
-from ..heads import check_same_maps, split_logits
 from ..regions import map_regions
 from .base import PredictionLoss
 from .kl import softened_kl
@@ -24,7 +23,8 @@ def class_divergence(student: Tensor, teacher: Tensor, temperature: float) -> Te
 class SelfDistillation(PredictionLoss):
     """Imitates a teacher of the student's own architecture: its class probabilities, and its box sides at the labels.
 
-    Class probabilities are compared everywhere; box sides only where the head predicts them as distributions.
+    Class probabilities are compared everywhere; box sides only where both heads predict them as distributions over
+    equal bins. Unlike heads have their class probabilities compared on a common grid, and no box term.
 
     To be used with `kd_schedule: {shape: cosine, end: 0.01}`, which was worth as much as the losses.
 
@@ -35,19 +35,21 @@ class SelfDistillation(PredictionLoss):
         temperature: T.
     """
 
-    names = ("cls", "dfl")
+    grid_form = True
+    names: tuple[str, ...] = ("cls", "dfl")
 
     def __init__(self, setup: DistillSetup, *, cls: float = 1.0, dfl: float = 1.0, temperature: float = 20.0) -> None:
         super().__init__(setup)
+        if self.on_grid:
+            self.names = ("cls",)
         self.cls, self.dfl, self.temperature = cls, dfl, temperature
 
     def terms(self, student: list[Tensor], teacher: list[Tensor], context: DistillContext) -> dict[str, Tensor]:
-        check_same_maps(student, teacher, "self_distillation")
-        students = [split_logits(s, self.student_head) for s in student]
-        teachers = [split_logits(t, self.teacher_head) for t in teacher]
-        pairs = list(zip(students, teachers))
+        pairs = self.pairs(student, teacher)
         by_level = [class_divergence(s.cls.sigmoid(), t.cls.sigmoid(), self.temperature).sum() for s, t in pairs]
         cls = torch.stack(by_level).sum() / len(student[0])
+        if self.on_grid:
+            return {"cls": self.cls * cls}
         if self.student_head.kind == "anchor":
             return {"cls": self.cls * cls, "dfl": cls.new_zeros(())}
         positives, _ = map_regions(student, self.student_head.strides, context)  # (N, A)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..context import DistillContext, DistillSetup
 from ..errors import check_choice
-from ..heads import check_same_maps, foreground_scores, split_logits
+from ..heads import foreground_scores
 from .base import PredictionLoss
 from .kl import softened_binary_kl, softened_kl
 
@@ -28,13 +28,14 @@ class SoftLabel(PredictionLoss):
     are background; all levels are averaged together.
 
     Args:
-        setup: the two heads; they need equal classes and strides.
+        setup: the two heads; unlike ones are compared by joint class scores on a common grid.
         temperature: T; higher shows more of the teacher's doubt.
         form: "binary" softens each class's sigmoid, which is how these heads are trained; "softmax" compares
             distributions over the classes, which say nothing of how likely any object is (and nothing at all for a
             single class).
     """
 
+    grid_form = True
     names = ("cls",)
 
     def __init__(self, setup: DistillSetup, *, temperature: float = 2.0, form: str = "binary") -> None:
@@ -43,10 +44,7 @@ class SoftLabel(PredictionLoss):
         self.divergence = FORMS[check_choice("form", form, FORMS, "kd_losses.soft_label")]
 
     def terms(self, student: list[Tensor], teacher: list[Tensor], context: DistillContext) -> dict[str, Tensor]:
-        check_same_maps(student, teacher, "soft_label")
-        pairs = [
-            (split_logits(s, self.student_head), split_logits(t, self.teacher_head)) for s, t in zip(student, teacher)
-        ]
+        pairs = self.pairs(student, teacher)
         divergence = [self.divergence(s.cls, t.cls, self.temperature).sum(-1) for s, t in pairs]  # (N, A) each
         weights = [foreground_scores(t) for _, t in pairs]  # (N, A) each
         return {"cls": weighted_mean(torch.cat(divergence, 1), torch.cat(weights, 1))}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from data.loader import Batch
+from distill import Preflight
 from engine.config import Hyp, TrainOptions
 from engine.distributed import World
 from engine.ema import ModelEMA
@@ -58,9 +59,9 @@ class ToyDistiller(nn.Module):
 
     layers = (0,)
 
-    def __init__(self, weight: float = 1.0) -> None:
+    def __init__(self, weight: float = 1.0, warnings: tuple[str, ...] = ()) -> None:
         super().__init__()
-        self.weight = weight
+        self.weight, self.warnings = weight, warnings
         self.adapter = nn.Parameter(torch.tensor(0.5))
         self.epochs: list[tuple[int, int]] = []
         self.checked: list[Tensor] = []
@@ -76,10 +77,16 @@ class ToyDistiller(nn.Module):
         return loss * len(images), {"kd/toy/P2": loss.detach()}
 
     def preflight(
-        self, images: Tensor, predictions: Any, features: list[Tensor], targets: Tensor, detection_loss: Tensor
-    ) -> str:
-        self.checked.append(detection_loss)
-        return "the table"
+        self,
+        images: Tensor,
+        predictions: Any,
+        features: list[Tensor],
+        targets: Tensor,
+        detection_loss: Tensor,
+        parameters: Iterable[Tensor] = (),
+    ) -> Preflight:
+        self.checked.append(detection_loss.detach())
+        return Preflight("the table", self.warnings)
 
 
 @dataclass

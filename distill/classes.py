@@ -1,0 +1,175 @@
+"""Which class of the teacher is which class of the student, and head maps narrowed to the classes that both have."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from .context import HeadSpec
+from .errors import DistillError
+
+_SHOWN = 8
+"""Class names that a message lists."""
+
+
+@dataclass(frozen=True)
+class ClassMatch:
+    """The classes that student and teacher have in common, in the student's order.
+
+    Attributes:
+        student, teacher: indices of the common classes in either head.
+        note: what is left out of the comparison, in one line; empty where nothing is.
+    """
+
+    student: tuple[int, ...]
+    teacher: tuple[int, ...]
+    note: str = ""
+
+
+def match_classes(student: HeadSpec, teacher: HeadSpec) -> ClassMatch:
+    """Matches the classes of two heads by name, whatever its case and the blanks around it.
+
+    Where a head has no names, or only the numbers that a model has by default, equally many classes are matched by
+    index.
+
+    Raises:
+        DistillError: no class is common, or there are no names to match unequal numbers of classes by.
+    """
+    unnamed = [who for who, head in (("student", student), ("teacher", teacher)) if _unnamed(head)]
+    if unnamed and student.num_classes != teacher.num_classes:
+        raise DistillError(
+            f"the student has {student.num_classes} classes, the teacher {teacher.num_classes}, and the "
+            f"{unnamed[0]}'s have no names to match them by; name them in its data set's yaml, or distil features only"
+        )
+    if unnamed:
+        both = tuple(range(student.num_classes))
+        note = f"the {unnamed[0]}'s classes have no names: matched by index" if len(unnamed) == 1 else ""
+        return ClassMatch(both, both, note)
+    place: dict[str, int] = {}
+    for index, name in enumerate(_plain_names(teacher)):
+        place.setdefault(name, index)
+    pairs = [(index, place[name]) for index, name in enumerate(_plain_names(student)) if name in place]
+    if not pairs:
+        raise DistillError(
+            f"student and teacher have no class in common: {_listed(_names(student))} and {_listed(_names(teacher))}; "
+            "name the same things alike in the data set's yaml, or distil features only"
+        )
+    ours, theirs = (tuple(side) for side in zip(*pairs))
+    return ClassMatch(ours, theirs, _left_out(student, ours, teacher, theirs))
+
+
+def _left_out(student: HeadSpec, ours: tuple[int, ...], teacher: HeadSpec, theirs: tuple[int, ...]) -> str:
+    parts = []
+    for who, head, common in (("student", student, ours), ("teacher", teacher, theirs)):
+        alone = [name for index, name in enumerate(_names(head)) if index not in common]
+        if alone:
+            parts.append(f"only the {who} has {_listed(alone)}")
+    return f"{len(ours)} classes are compared; {' and '.join(parts)}" if parts else ""
+
+
+def _names(head: HeadSpec) -> tuple[str, ...]:
+    return head.names or tuple(str(index) for index in range(head.num_classes))
+
+
+def _plain_names(head: HeadSpec) -> list[str]:
+    return [name.strip().casefold() for name in _names(head)]
+
+
+def _unnamed(head: HeadSpec) -> bool:
+    return list(_names(head)) == [str(index) for index in range(head.num_classes)]
+
+
+def _listed(names: Sequence[str]) -> str:
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return ", ".join(names[:_SHOWN]) + more
+
+
+class HeadView(nn.Module):
+    """Brings a head's raw maps to the levels and classes that are compared.
+
+    A view of all levels and classes in their order gives the very maps back.
+
+    Args:
+        head: the head as it is.
+        strides: those of its strides that are compared, in the order wanted.
+        classes: indices of the classes that are compared, in the order wanted.
+
+    Attributes:
+        spec: the head as it is compared.
+    """
+
+    classes: Tensor
+    columns: Tensor
+
+    def __init__(self, head: HeadSpec, strides: Sequence[int], classes: Sequence[int]) -> None:
+        super().__init__()
+        self.head = head
+        self._levels = [head.strides.index(stride) for stride in strides]
+        self._all = list(classes) == list(range(head.num_classes))
+        self._drops = len(set(classes)) < head.num_classes
+        anchors = None if head.anchors is None else tuple(head.anchors[level] for level in self._levels)
+        names = tuple(_names(head)[index] for index in classes)
+        self.spec = replace(head, num_classes=len(classes), strides=tuple(strides), anchors=anchors, names=names)
+        self.register_buffer("classes", torch.tensor(classes), persistent=False)
+        self.register_buffer("columns", torch.tensor([0, 1, 2, 3, 4, *(5 + c for c in classes)]), persistent=False)
+
+    def forward(self, maps: Sequence[Tensor]) -> list[Tensor]:
+        """The compared part of the raw maps; maps of auxiliary branches, after those of the head, are left out."""
+        chosen = [maps[level] for level in self._levels]
+        return chosen if self._all else [self._narrowed(raw) for raw in chosen]
+
+    def place_of(self, classes: Tensor) -> Tensor:
+        """(T,) the head's own classes as places among the compared ones, -1 for one that is not compared."""
+        if self._all:
+            return classes
+        same = classes[:, None] == self.classes  # (T, nc)
+        return torch.where(same.any(1), same.to(torch.uint8).argmax(1), -1)
+
+    def _narrowed(self, raw: Tensor) -> Tensor:
+        if self.head.kind == "anchor_free":
+            sides = raw.shape[1] - self.head.num_classes
+            return torch.cat((raw[:, :sides], raw[:, sides:].index_select(1, self.classes)), 1)
+        narrowed = raw.index_select(-1, self.columns)  # (N, na, H, W, 5 + nc)
+        if not self._drops:
+            return narrowed
+        obj = restricted_objectness(raw[..., 4], raw[..., 5:].amax(-1), narrowed[..., 5:].amax(-1))
+        return torch.cat((narrowed[..., :4], obj[..., None], narrowed[..., 5:]), -1)
+
+
+def restricted_objectness(obj: Tensor, best: Tensor, best_common: Tensor) -> Tensor:
+    """Objectness logits as they would be if only the common classes were objects.
+
+    The probability is sigmoid(obj) * sigmoid(best_common) / sigmoid(best): unchanged where the likeliest class is a
+    common one, and low where the head sees an object of another class, which the other network does not know. It is
+    written in logarithms, as 1 / p - 1, so that it neither overflows nor loses digits.
+
+    Args:
+        obj: objectness logits.
+        best, best_common: logits of the likeliest of all classes, and of the common ones.
+    """
+    gap = (best - best_common).clamp(min=1e-6)  # where 0, the second summand vanishes; its slope must stay finite
+    lost = torch.log(-torch.expm1(-gap)) - best_common
+    return F.softplus(-best) - torch.logaddexp(F.softplus(-best_common) - obj, lost)
+
+
+def compare_heads(student: HeadSpec, teacher: HeadSpec) -> tuple[HeadView, HeadView, str]:
+    """Views of two heads on the strides and classes that both have, and a line on what is left out.
+
+    Raises:
+        DistillError: no stride or no class is common.
+    """
+    strides = [stride for stride in student.strides if stride in teacher.strides]
+    if not strides:
+        raise DistillError(
+            f"the student's head has strides {student.strides}, the teacher's {teacher.strides}, none in common; "
+            "choose networks with equal strides, or distil features only"
+        )
+    match = match_classes(student, teacher)
+    notes = [match.note] if match.note else []
+    if set(strides) != {*student.strides, *teacher.strides}:
+        notes.append(f"heads are compared at the strides {', '.join(map(str, strides))} that both have")
+    return HeadView(student, strides, match.student), HeadView(teacher, strides, match.teacher), "; ".join(notes)
