@@ -43,10 +43,21 @@ def _losses(model: Model, hyp: Hyp, image_size: int, label_smoothing: float) -> 
     if isinstance(head, AnchorFreeDetect):
         if hyp.box < LEAST_ANCHOR_FREE_BOX_GAIN:
             LOGGER.warning(f"box: {hyp.box} is a gain for anchor heads; use hyp/scratch.v8.yaml for this model")
-        return (YOLOv8Loss(strides, model.nc, reg_max=head.reg_max, box=hyp.box, cls=hyp.cls, dfl=hyp.dfl),)
-    if not isinstance(head, AnchorHead):
+        return (
+            YOLOv8Loss(
+                strides,
+                model.nc,
+                reg_max=head.reg_max,
+                box=hyp.box,
+                cls=hyp.cls,
+                dfl=hyp.dfl,
+                enlarge_small_boxes=bool(hyp.enlarge_small_boxes),
+            ),
+        )
+    if not isinstance(head, AnchorHead) or head.no != 5 + model.nc:  # the binned boxes of IBin have more outputs
         raise UserError(
-            f"no loss is known for the head {type(head).__name__}; known: Detect, IDetect, IAuxDetect, YOLOv8's"
+            f"no loss is known for the head {type(head).__name__}, so the model cannot be trained; "
+            "give --cfg a model that ends in Detect, IDetect, IAuxDetect or YOLOv8's head"
         )
     box, cls, obj = scale_gains(hyp.box, hyp.cls, hyp.obj, head.num_levels, model.nc, image_size)
     settings: dict[str, Any] = {

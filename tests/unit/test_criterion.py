@@ -64,6 +64,20 @@ def test_gains_of_an_anchor_free_head_are_those_of_the_file() -> None:
     assert loss.gains == {"box": 6.0, "cls": 0.7, "dfl": 1.2}
 
 
+def test_small_boxes_of_an_anchor_free_head() -> None:
+    for value, min_side in ((0, 0.0), (1, 8.0)):  # the second of the strides 4 and 8
+        _, loss, _ = criteria("yolov8", {"enlarge_small_boxes": value})
+        assert loss.assigner.min_side == min_side
+
+
+def test_a_head_with_binned_boxes() -> None:
+    """It is an anchor head with more outputs; no loss would fit them."""
+    model = Model(TINY["yolov5"]())
+    model.head.no += 40
+    with pytest.raises(UserError, match="no loss is known for the head Detect, so the model cannot be trained"):
+        build_criteria(model, Hyp(), 640, 0.0, CPU)
+
+
 def test_auxiliary_levels_do_not_count() -> None:
     _, train, val = criteria("yolov7", {"box": 0.05})
     assert train.gains["box"] == val.gains["box"] == pytest.approx(0.075)
@@ -89,7 +103,9 @@ def test_an_unknown_head() -> None:
     model = Model(TINY["yolov5"]())
     model.model[-1] = nn.Identity()
     model.head.strides = (8.0,)
-    with pytest.raises(UserError, match="no loss is known for the head Identity; known: Detect"):
+    with pytest.raises(
+        UserError, match="no loss is known for the head Identity, so the model cannot be"
+    ):
         build_criteria(model, Hyp(), 640, 0.0, CPU)
 
 
