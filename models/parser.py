@@ -16,11 +16,17 @@ from models.config import ModelConfig, Row
 from models.heads.anchor import Detect, IAuxDetect, IDetect, MapDetect
 from models.heads.anchor_free import AnchorFreeDetect
 from models.heads.base import DetectionHead
+from models.heads.binned import IBin
 from models.registry import Block, known_blocks
 from utils.errors import UserError, unknown_name
 
 PROBE_SIZE = 256
-ANCHOR_HEADS: dict[str, type[Detect]] = {"Detect": Detect, "IDetect": IDetect, "IAuxDetect": IAuxDetect}
+ANCHOR_HEADS: dict[str, type[Detect]] = {
+    "Detect": Detect,
+    "IDetect": IDetect,
+    "IAuxDetect": IAuxDetect,
+    "IBin": IBin,
+}
 CLASS_MARGINS = {"yolov5": 0.99999, "yolov7": 0.99, "mobile": 0.99}
 BATCHNORM_EPS = {"mobile": 1e-4}
 DEFAULT_ACTIVATIONS = {"mobile": "nn.LeakyReLU(0.1)"}
@@ -90,8 +96,13 @@ def _tried(layer: nn.Module, inputs: Any, where: str) -> torch.Tensor:
         layer.train()
         return output
     except (RuntimeError, ValueError, TypeError, IndexError, AttributeError) as error:
-        shapes = ", ".join(str(tuple(one.shape[1:])) for one in _as_list(inputs))
+        shapes = ", ".join(_shapes(one) for one in _as_list(inputs))
         raise UserError(f"{where}: does not fit its inputs {shapes}: {str(error).splitlines()[0]}") from error
+
+
+def _shapes(value: Any) -> str:
+    """Channels, height and width of a map, or of each of several."""
+    return " and ".join(map(_shapes, value)) if isinstance(value, tuple) else str(tuple(value.shape[1:]))
 
 
 def _as_list(inputs: Any) -> list[torch.Tensor]:
@@ -119,7 +130,7 @@ def count_auxiliary_layers(rows: Sequence[Row], num_levels: int) -> int:
 def _build_block(block: Block, config: ModelConfig, row: Row, inputs: Any, where: str) -> nn.Module:
     arguments = resolve_argument(row.arguments, config.argument_names, where)
     repeats = max(round(row.repeats * config.depth), 1) if row.repeats > 1 else 1
-    widths = [_as_list(inputs)[0].shape[1]][: block.widths]
+    widths = [_as_list(inputs)[0].shape[1]] if block.widths else []
     if block.widths == 2:
         if not arguments or isinstance(arguments[0], bool) or not isinstance(arguments[0], int | float):
             raise UserError(f"{where}: the first argument must be the output width, found {row.arguments}")

@@ -7,6 +7,7 @@ generations of the format put before the activation, is a keyword here and sorte
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import nn
@@ -95,6 +96,18 @@ class DWConv(Conv):
     ) -> None:
         groups = math.gcd(in_channels, out_channels)
         super().__init__(in_channels, out_channels, kernel, stride, None, groups, activation, dilation)
+
+
+class SCDown(nn.Module):
+    """Spatial-channel decoupled down-sampling (Wang et al., YOLOv10, 2024): 1 x 1, then depth-wise with the stride."""
+
+    def __init__(self, in_channels: int, out_channels: int, kernel: int, stride: int) -> None:
+        super().__init__()
+        self.cv1 = Conv(in_channels, out_channels)
+        self.cv2 = Conv(out_channels, out_channels, kernel, stride, groups=out_channels, activation=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.cv2(self.cv1(x))
 
 
 class DWConvTranspose2d(nn.ConvTranspose2d):
@@ -187,24 +200,54 @@ class CrossConv(nn.Module):
 
 
 class MixConv2d(nn.Module):
-    """Depth-wise convolutions of several kernel sizes share the output channels (Tan and Le, MixConv, 2019)."""
+    """Convolutions of several kernel sizes share the output channels (Tan and Le, MixConv, 2019).
+
+    Args:
+        kernels: one a branch.
+        equal_widths: branches of equal width; otherwise of about as many weights each.
+        dense: ordinary convolutions with a shortcut around the block where shapes allow one, as in YOLOv7 and the first
+            YOLOv5; otherwise grouped ones.
+    """
 
     def __init__(
         self,
         in_channels: int,
         out_channels: int,
-        kernels: tuple[int, ...] = (1, 3),
+        kernels: Sequence[int] = (1, 3),
         stride: int = 1,
+        equal_widths: bool = True,
+        dense: bool = False,
     ) -> None:
         super().__init__()
-        share, rest = divmod(out_channels, len(kernels))
-        widths = [share + (index < rest) for index in range(len(kernels))]
+        split = _equal_widths if equal_widths else _widths_of_equal_weights
         self.m = nn.ModuleList(
-            nn.Conv2d(in_channels, width, kernel, stride, kernel // 2, groups=math.gcd(in_channels, width), bias=False)
-            for kernel, width in zip(kernels, widths)
+            nn.Conv2d(
+                in_channels,
+                width,
+                kernel,
+                stride,
+                kernel // 2,
+                groups=1 if dense else math.gcd(in_channels, width),
+                bias=False,
+            )
+            for kernel, width in zip(kernels, split(out_channels, kernels))
         )
         self.bn = nn.BatchNorm2d(out_channels)
-        self.act = nn.SiLU()
+        self.act = nn.LeakyReLU(0.1) if dense else nn.SiLU()
+        self.add = dense and in_channels == out_channels and stride == 1
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.act(self.bn(torch.cat([branch(x) for branch in self.m], 1)))
+        y = self.act(self.bn(torch.cat([branch(x) for branch in self.m], 1)))
+        return x + y if self.add else y
+
+
+def _equal_widths(channels: int, kernels: Sequence[int]) -> list[int]:
+    """Channel i of n goes to branch i * len(kernels) / (n - 1), rounded down but for whole numbers, one below."""
+    owners = [max(index * len(kernels) - 1, 0) // max(channels - 1, 1) for index in range(channels)]
+    return [owners.count(branch) for branch in range(len(kernels))]
+
+
+def _widths_of_equal_weights(channels: int, kernels: Sequence[int]) -> list[int]:
+    """Widths as the inverse of the kernels' areas."""
+    total = sum(kernel**-2 for kernel in kernels)
+    return [round(channels * kernel**-2 / total) for kernel in kernels]

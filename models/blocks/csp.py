@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 import torch
 from torch import nn
@@ -13,6 +12,7 @@ from models.blocks.bottleneck import Bottleneck
 from models.blocks.conv import Conv
 from models.blocks.ghost import GhostBottleneck
 from models.blocks.rep import RepConv
+from models.blocks.swin import SwinTransformer2Block, SwinTransformerBlock
 
 
 class Res(nn.Module):
@@ -65,11 +65,11 @@ class CSPBlock(nn.Module):
 
     Args:
         repeats: number of units.
-        shortcut: of each unit; None is no for B, yes for the others.
-        groups: of each unit; None leaves the unit's own.
+        shortcut, groups: of each unit; None leaves the unit's own.
         expansion: width of the branches as a share of `out_channels`; B has no use for it, its branches have all.
         arrangement: A, B or C.
-        unit: builds a residual unit from its input and output width.
+        chain: builds the units from their width, `repeats`, `shortcut` and `groups`.
+        default_shortcut: stands in for a `shortcut` of None.
     """
 
     def __init__(
@@ -82,7 +82,8 @@ class CSPBlock(nn.Module):
         expansion: float = 0.5,
         *,
         arrangement: str,
-        unit: Callable[..., nn.Module],
+        chain: Callable[[int, int, bool | None, int | None], nn.Module],
+        default_shortcut: bool | None = None,
     ) -> None:
         super().__init__()
         self.skips_late = arrangement == "B"
@@ -91,12 +92,7 @@ class CSPBlock(nn.Module):
         self.cv2 = Conv(hidden if self.skips_late else in_channels, hidden)
         self.cv3 = Conv(hidden, hidden) if arrangement == "C" else Conv(2 * hidden, out_channels)
         self.cv4 = Conv(2 * hidden, out_channels) if arrangement == "C" else None
-        options: dict[str, Any] = {}
-        if unit is not GhostBottleneck:  # which has no options
-            options["shortcut"] = not self.skips_late if shortcut is None else shortcut
-            if groups is not None:
-                options["groups"] = groups
-        self.m = nn.Sequential(*(unit(hidden, hidden, **options) for _ in range(repeats)))
+        self.m = chain(hidden, repeats, default_shortcut if shortcut is None else shortcut, groups)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         y = self.cv1(x)
@@ -107,6 +103,27 @@ class CSPBlock(nn.Module):
         return self.cv4(torch.cat((self.cv3(processed), skipping), 1))
 
 
+def residual_chain(
+    width: int, repeats: int, shortcut: bool | None, groups: int | None, *, unit: Callable[..., nn.Module]
+) -> nn.Module:
+    """Residual units one after another."""
+    given = {"shortcut": shortcut, "groups": groups}
+    options = {name: value for name, value in given.items() if value is not None}
+    return nn.Sequential(*(unit(width, width, **options) for _ in range(repeats)))
+
+
+def ghost_chain(width: int, repeats: int, shortcut: bool | None, groups: int | None) -> nn.Module:
+    """Ghost bottlenecks one after another; they have no options."""
+    return nn.Sequential(*(GhostBottleneck(width, width) for _ in range(repeats)))
+
+
+def swin_chain(
+    width: int, repeats: int, shortcut: bool | None, groups: int | None, *, block: Callable[..., nn.Module]
+) -> nn.Module:
+    """Window transformer layers with a head for each 32 channels; they have no options."""
+    return block(width, width, max(width // 32, 1), repeats)
+
+
 UNITS: dict[str, Callable[..., nn.Module]] = {
     "Res": Res,
     "ResX": partial(Res, groups=32),
@@ -114,17 +131,26 @@ UNITS: dict[str, Callable[..., nn.Module]] = {
     "RepResX": partial(RepRes, groups=32),
     "RepBottleneck": RepBottleneck,
 }
-_CSP_UNITS: dict[str, Callable[..., nn.Module]] = {
-    "Bottleneck": partial(Bottleneck, expansion=1.0),
-    "RepBottleneck": partial(RepBottleneck, expansion=1.0),
-    "Res": partial(Res, expansion=0.5),
-    "RepRes": partial(RepRes, expansion=0.5),
-    "ResX": partial(Res, groups=32, expansion=1.0),
-    "RepResX": partial(RepRes, groups=32, expansion=0.5),
-    "Ghost": GhostBottleneck,
+_CHAINS: dict[str, Callable[..., nn.Module]] = {
+    "Bottleneck": partial(residual_chain, unit=partial(Bottleneck, expansion=1.0)),
+    "RepBottleneck": partial(residual_chain, unit=partial(RepBottleneck, expansion=1.0)),
+    "Res": partial(residual_chain, unit=partial(Res, expansion=0.5)),
+    "RepRes": partial(residual_chain, unit=partial(RepRes, expansion=0.5)),
+    "ResX": partial(residual_chain, unit=partial(Res, groups=32, expansion=1.0)),
+    "RepResX": partial(residual_chain, unit=partial(RepRes, groups=32, expansion=0.5)),
+    "Ghost": ghost_chain,
+    "ST": partial(swin_chain, block=SwinTransformerBlock),
+    "ST2": partial(swin_chain, block=SwinTransformer2Block),
 }
+# Their units have no shortcut in arrangement B, unless asked for.
+_PLAIN_IN_B = ("Bottleneck", "RepBottleneck", "RepRes", "RepResX")
 CSP_BLOCKS: dict[str, Callable[..., nn.Module]] = {
-    f"{name}CSP{arrangement}": partial(CSPBlock, arrangement=arrangement, unit=unit)
-    for name, unit in _CSP_UNITS.items()
+    f"{name}CSP{arrangement}": partial(
+        CSPBlock,
+        arrangement=arrangement,
+        chain=chain,
+        default_shortcut=False if arrangement == "B" and name in _PLAIN_IN_B else None,
+    )
+    for name, chain in _CHAINS.items()
     for arrangement in "ABC"
 }

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import nn
 from torch.nn import functional as F
 
-from models.blocks.conv import make_activation
+from models.blocks.conv import Conv, make_activation
 from models.fuse import convolution_with, folded_parameters, normalisation_affine
 
 
@@ -66,24 +68,75 @@ class RepConv(nn.Module):
         if self.rbr_dense is None or self.rbr_1x1 is None:
             return
         conv = self.rbr_dense.conv
-        weight, bias = folded_parameters(conv, self.rbr_dense.bn)
-        point_weight, point_bias = folded_parameters(self.rbr_1x1.conv, self.rbr_1x1.bn)
-        weight = weight + F.pad(point_weight, (1, 1, 1, 1))
-        bias = bias + point_bias
+        branches = [folded_parameters(branch.conv, branch.bn) for branch in (self.rbr_dense, self.rbr_1x1)]
         if self.rbr_identity is not None:
-            scale, shift = normalisation_affine(self.rbr_identity)
-            weight = weight + scale.view(-1, 1, 1, 1) * self._identity_kernel(conv)
-            bias = bias + shift
-        self.rbr_reparam = convolution_with(conv, weight, bias)
+            branches.append(identity_parameters(conv, self.rbr_identity))
+        self.rbr_reparam = merged_convolution(conv, branches)
         self.rbr_dense = self.rbr_1x1 = self.rbr_identity = None
 
-    @staticmethod
-    def _identity_kernel(conv: nn.Conv2d) -> torch.Tensor:
-        """The weights with which a grouped 3 x 3 convolution returns its input."""
-        kernel = torch.zeros_like(conv.weight)
-        rows = torch.arange(conv.out_channels, device=kernel.device)
-        kernel[rows, rows % kernel.shape[1], 1, 1] = 1
-        return kernel
+
+class TwoBranchConv(nn.Module):
+    """YOLOv8's RepConv: the sum of a 3 x 3 and a 1 x 1 convolution; `fuse` makes one of them."""
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__()
+        self.act = nn.SiLU()
+        self.conv1: Conv | None = Conv(in_channels, out_channels, 3, activation=False)
+        self.conv2: Conv | None = Conv(in_channels, out_channels, 1, activation=False)
+        self.conv: nn.Conv2d | None = None
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.conv is not None:
+            return self.act(self.conv(x))
+        assert self.conv1 is not None and self.conv2 is not None
+        return self.act(self.conv1(x) + self.conv2(x))
+
+    def fuse(self) -> None:
+        if self.conv1 is not None and self.conv2 is not None:
+            branches = [conv_parameters(branch) for branch in (self.conv1, self.conv2)]
+            self.conv = merged_convolution(self.conv1.conv, branches)
+            self.conv1 = self.conv2 = None
+
+
+class LargeKernelConv(nn.Module):
+    """The sum of a 7 x 7 and a 3 x 3 depth-wise convolution (Wang et al., YOLOv10, 2024); `fuse` makes one of them."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv: nn.Module = Conv(channels, channels, 7, groups=channels, activation=False)
+        self.conv1: Conv | None = Conv(channels, channels, 3, groups=channels, activation=False)
+        self.act = nn.SiLU()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.conv(x)
+        return self.act(y if self.conv1 is None else y + self.conv1(x))
+
+    def fuse(self) -> None:
+        if self.conv1 is not None and isinstance(self.conv, Conv):
+            branches = [conv_parameters(branch) for branch in (self.conv, self.conv1)]
+            self.conv = merged_convolution(self.conv.conv, branches)
+            self.conv1 = None
+
+
+def conv_parameters(block: Conv) -> tuple[torch.Tensor, torch.Tensor]:
+    """Weights and bias, in float64, of a Conv without activation."""
+    assert isinstance(block.bn, nn.BatchNorm2d)
+    return folded_parameters(block.conv, block.bn)
+
+
+def identity_parameters(conv: nn.Conv2d, bn: nn.BatchNorm2d) -> tuple[torch.Tensor, torch.Tensor]:
+    """Weights and bias, in float64, of the 1 x 1 convolution, grouped as `conv`, that gives `bn(x)`."""
+    scale, shift = normalisation_affine(bn)
+    width = conv.in_channels // conv.groups
+    kernel = torch.eye(width, dtype=scale.dtype, device=scale.device).repeat(conv.groups, 1)  # (C, C / groups)
+    return (kernel * scale.view(-1, 1)).view(-1, width, 1, 1), shift
+
+
+def merged_convolution(conv: nn.Conv2d, branches: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> nn.Conv2d:
+    """One convolution of the geometry of `conv` that gives the sum of its branches, kernels centred on each other."""
+    size = conv.weight.shape[-1]
+    kernels = [F.pad(weight, ((size - weight.shape[-1]) // 2,) * 4) for weight, _ in branches]
+    return convolution_with(conv, sum(kernels), sum(bias for _, bias in branches))  # type: ignore[arg-type]
 
 
 class ImplicitA(nn.Module):

@@ -70,6 +70,13 @@ class Sum(nn.Module):
         return maps[0] + sum(one * factor for one, factor in zip(maps[1:], factors))
 
 
+class Silence(nn.Module):
+    """Hands its input on, so that a later row can read the image."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x
+
+
 class ReOrg(nn.Module):
     """Every second pixel of each row and column becomes a channel: (C, H, W) to (4C, H/2, W/2)."""
 

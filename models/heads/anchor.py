@@ -34,6 +34,7 @@ class AnchorHead(DetectionHead):
 
     anchors: torch.Tensor
     anchor_grid: torch.Tensor
+    box_outputs = 4  # before the objectness
 
     def __init__(
         self,
@@ -44,7 +45,7 @@ class AnchorHead(DetectionHead):
         class_margin: float = 0.99999,
     ) -> None:
         super().__init__(num_classes, strides)
-        self.no = num_classes + 5
+        self.no = self.box_outputs + 1 + num_classes
         self.na = len(anchors[0]) // 2
         self.class_margin = class_margin
         self.keep_pixel_anchors = keep_pixel_anchors
@@ -82,8 +83,8 @@ class AnchorHead(DetectionHead):
         for index, conv in enumerate(self.prediction_convolutions(sources)):
             cells = (image_size / self.strides[index % self.num_levels]) ** 2
             bias = conv.bias.view(self.na, self.no)  # type: ignore[union-attr, operator]
-            bias[:, 4] += math.log(8 / cells)
-            bias[:, 5:] += math.log(0.6 / (self.nc - self.class_margin))
+            bias[:, self.box_outputs] += math.log(8 / cells)
+            bias[:, self.box_outputs + 1 :] += math.log(0.6 / (self.nc - self.class_margin))
 
     def logits(self, level: int, feature: torch.Tensor) -> torch.Tensor:
         """The map (N, na * no, ny, nx) of one level."""
@@ -104,9 +105,13 @@ class AnchorHead(DetectionHead):
             grid = cell_grid(logits.shape[2], logits.shape[3], scores)  # (ny, nx, 2)
             anchors = self.level_anchors(level).to(scores.dtype).view(1, self.na, 1, 1, 2)
             centres = (scores[..., :2] * 2 - 0.5 + grid) * self.strides[level]
-            sizes = (scores[..., 2:4] * 2) ** 2 * anchors
-            levels.append(torch.cat((centres, sizes, scores[..., 4:]), -1).flatten(1, 3))
+            sizes = self.relative_sizes(scores[..., 2 : self.box_outputs]) * anchors
+            levels.append(torch.cat((centres, sizes, scores[..., self.box_outputs :]), -1).flatten(1, 3))
         return torch.cat(levels, 1)
+
+    def relative_sizes(self, scores: torch.Tensor) -> torch.Tensor:
+        """Widths and heights in anchors, (..., 2), from the sigmoids of the outputs that tell them."""
+        return (scores * 2) ** 2
 
 
 class MapDetect(AnchorHead):
