@@ -22,7 +22,7 @@ def match_statistics(student: Tensor, teacher: Tensor, eps: float = 1e-6) -> Ten
     """The student's map with the mean and deviation that each of the teacher's channels has over batch and pixels."""
     own_std, own_mean = torch.std_mean(student, (0, 2, 3), correction=0, keepdim=True)  # (1, C, 1, 1) each
     std, mean = torch.std_mean(teacher, (0, 2, 3), correction=0, keepdim=True)
-    return (student - own_mean) / (own_std + eps) * std + mean
+    return (student - own_mean) * (std / own_std.clamp(min=eps)) + mean
 
 
 class CrossKD(FeatureLoss):

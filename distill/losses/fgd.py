@@ -2,26 +2,16 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..context import DistillContext, DistillSetup
+from ..errors import DistillError
 from .base import FeatureLoss
 
 _CELLS_AT_ONCE = 2**25
 """Boxes times cells that the scale masks look at in one operation: 128 MiB of float32."""
-
-
-class FGDParts(NamedTuple):
-    """The four unweighted scalar parts of one level."""
-
-    foreground: Tensor
-    background: Tensor
-    attention: Tensor
-    relation: Tensor
 
 
 def spatial_attention(x: Tensor, temperature: float) -> Tensor:
@@ -84,36 +74,30 @@ def _covered(first: Tensor, last: Tensor, cells: int) -> Tensor:
     return ((grid >= first[:, None]) & (grid <= last[:, None])).to(first.dtype)  # (T, cells)
 
 
-def fgd_parts(
-    student: Tensor,
-    teacher: Tensor,
-    student_shift: Tensor,
-    teacher_shift: Tensor,
-    foreground_mask: Tensor,
-    background_mask: Tensor,
-    temperature: float,
-) -> FGDParts:
-    """The four parts of FGD for one level, each a sum divided by the batch size.
+def focal_error(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+    """(N, H, W) squared differences summed over the channels, weighted by the teacher's two attentions."""
+    channels = channel_attention(teacher, temperature)
+    error = torch.einsum("nchw,nc->nhw", (student - teacher).square(), channels)
+    return error * spatial_attention(teacher, temperature)
+
+
+def attention_difference(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+    """Sum of the absolute differences of both attentions, divided by the batch size."""
+    pairs = [
+        (attention(student, temperature), attention(teacher, temperature))
+        for attention in (spatial_attention, channel_attention)
+    ]
+    return torch.stack([F.l1_loss(s, t, reduction="sum") for s, t in pairs]).sum() / len(student)
+
+
+def relation_error(student: Tensor, teacher: Tensor, student_shift: Tensor, teacher_shift: Tensor) -> Tensor:
+    """Squared differences after relation blocks, summed and divided by the batch size.
 
     Args:
-        student, teacher: (N, C, H, W); the student's after its adapter.
-        student_shift, teacher_shift: (N, C), what the two relation blocks add to every pixel of their map.
-        foreground_mask, background_mask: (N, H, W).
-        temperature: divides the magnitudes before the softmax.
+        student, teacher: (N, C, H, W).
+        student_shift, teacher_shift: (N, C), what the two blocks add to every pixel of their map.
     """
-    num_images = student.shape[0]
-    spatial_s, spatial_t = spatial_attention(student, temperature), spatial_attention(teacher, temperature)
-    channel_s, channel_t = channel_attention(student, temperature), channel_attention(teacher, temperature)
-    difference = student - teacher  # (N, C, H, W)
-    error = torch.einsum("nchw,nc->nhw", difference.square(), channel_t) * spatial_t  # (N, H, W)
-    attention = F.l1_loss(spatial_s, spatial_t, reduction="sum") + F.l1_loss(channel_s, channel_t, reduction="sum")
-    relation = (difference + (student_shift - teacher_shift)[:, :, None, None]).square().sum()
-    return FGDParts(
-        (error * foreground_mask).sum() / num_images,
-        (error * background_mask).sum() / num_images,
-        attention / num_images,
-        relation / num_images,
-    )
+    return (student - teacher + (student_shift - teacher_shift)[:, :, None, None]).square().sum() / len(student)
 
 
 class RelationBlock(nn.Module):
@@ -143,7 +127,8 @@ class RelationBlock(nn.Module):
 class FGD(FeatureLoss):
     """Imitates where the teacher looks (focal part) and how it relates pixels to each other (global part).
 
-    The defaults are those of the authors' YOLOX recipe. Both relation blocks, the teacher's side too, are trained.
+    The defaults are those of the authors' YOLOX recipe. Both relation blocks, the teacher's side too, are trained. A
+    part of weight 0 is not computed, and has no parameters.
 
     Args:
         setup: the pairs of layers.
@@ -167,17 +152,22 @@ class FGD(FeatureLoss):
         super().__init__(setup)
         self.alpha, self.beta, self.gamma, self.lambda_ = alpha, beta, gamma, lambda_
         self.temperature = temperature
-        self.student_relations = nn.ModuleList(RelationBlock(level.teacher_channels) for level in setup.levels)
-        self.teacher_relations = nn.ModuleList(RelationBlock(level.teacher_channels) for level in setup.levels)
+        if not any((alpha, beta, gamma, lambda_)):
+            raise DistillError("kd_losses.fgd: alpha, beta, gamma and lambda are all 0; set weight: 0 to leave it out")
+        widths = [level.teacher_channels for level in setup.levels] if lambda_ else []
+        self.student_relations = nn.ModuleList(RelationBlock(width) for width in widths)
+        self.teacher_relations = nn.ModuleList(RelationBlock(width) for width in widths)
 
     def level_loss(self, index: int, student: Tensor, teacher: Tensor, context: DistillContext) -> Tensor:
-        map_hw = (student.shape[2], student.shape[3])
-        masks = scale_masks(context.boxes_xyxy, context.box_images, len(student), context.image_hw, map_hw)
-        shifts = self.student_relations[index](student), self.teacher_relations[index](teacher)
-        parts = fgd_parts(student, teacher, *shifts, *masks, self.temperature)
-        return (
-            self.alpha * parts.foreground
-            + self.beta * parts.background
-            + self.gamma * parts.attention
-            + self.lambda_ * parts.relation
-        )
+        parts = []
+        if self.alpha or self.beta:
+            map_hw = (student.shape[2], student.shape[3])
+            masks = scale_masks(context.boxes_xyxy, context.box_images, len(student), context.image_hw, map_hw)
+            weights = self.alpha * masks[0] + self.beta * masks[1]  # (N, H, W)
+            parts.append((focal_error(student, teacher, self.temperature) * weights).sum() / len(student))
+        if self.gamma:
+            parts.append(self.gamma * attention_difference(student, teacher, self.temperature))
+        if self.lambda_:
+            shifts = self.student_relations[index](student), self.teacher_relations[index](teacher)
+            parts.append(self.lambda_ * relation_error(student, teacher, *shifts))
+        return torch.stack(parts).sum()

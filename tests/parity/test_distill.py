@@ -112,6 +112,7 @@ def fgd_names(with_align: bool) -> dict[str, str]:
 def fgd(arrays: Arrays, student: Tensor, teacher: Tensor, **parts: float) -> FGD:
     loss = FGD(setup_of([student], [teacher]), temperature=float(arrays["hyp_temp"]), **parts)
     names = fgd_names("param.align.weight" in arrays)
+    names = {ours: theirs for ours, theirs in names.items() if parts.get("lambda_", 1.0) or ours.startswith("adapters")}
     assign(loss, arrays, {ours: f"param.{theirs}" for ours, theirs in names.items()})
     return loss.to(student.dtype)
 

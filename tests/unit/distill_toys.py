@@ -24,9 +24,30 @@ def head_spec(kind: str = "anchor", **changes: Any) -> HeadSpec:
 
 
 def setup(student_channels: int = 8, teacher_channels: int = 12, kind: str = "anchor") -> DistillSetup:
-    """Two levels and two heads, as a dry run would find them."""
+    """Two levels and two heads, as a dry run would find them; the networks themselves are none."""
     levels = tuple(Level(f"P{i + 3}", 4 + i, 7 + i, student_channels, teacher_channels, STRIDES[i]) for i in range(2))
-    return DistillSetup(levels, head_spec(kind), head_spec(kind))
+    networks = {"student": nn.Conv2d(3, student_channels, 1), "teacher": nn.Conv2d(3, teacher_channels, 1)}
+    return DistillSetup(
+        levels, head_spec(kind), head_spec(kind), cross_head=ToyHead(teacher_channels, kind=kind), **networks
+    )
+
+
+class ToyHead(nn.Module):
+    """One 1x1 convolution a level, the same numbers for the same arguments; raw maps as `head_maps` has them."""
+
+    def __init__(self, channels: int, levels: int = 2, kind: str = "anchor") -> None:
+        super().__init__()
+        self.kind = kind
+        outputs = 2 * (5 + NUM_CLASSES) if kind == "anchor" else 4 * BINS + NUM_CLASSES
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(3)
+            self.convs = nn.ModuleList(nn.Conv2d(channels, outputs, 1) for _ in range(levels))
+
+    def forward(self, features: list[Tensor]) -> list[Tensor]:
+        maps = [conv(x) for conv, x in zip(self.convs, features)]
+        if self.kind == "anchor_free":
+            return maps
+        return [x.unflatten(1, (2, 5 + NUM_CLASSES)).permute(0, 1, 3, 4, 2).contiguous() for x in maps]
 
 
 def feature_maps(channels: int, seed: int, scale: float = 1.0, num_images: int = 2) -> list[Tensor]:

@@ -6,15 +6,19 @@ import inspect
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
+import yaml
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from distill import LOSSES, DistillContext, DistillError
+from distill import LOSSES, DistillContext, Distiller, DistillError, HeadSpec
 from distill.losses.base import DistillationLoss, FeatureLoss, PredictionLoss
+from engine.distillation import head_spec
+from models.yolo import Model
 from tests.golden import ROOT
 from tests.unit import distill_toys as toys
 
@@ -49,9 +53,13 @@ def inputs(kind: str, channels: tuple[int, int] = (8, 12), scale: float = 1.0) -
 
 
 def context_of(kind: str, teacher: list[Tensor], targets: Tensor = toys.TARGETS) -> DistillContext:
-    """With scores of the size of the teacher's maps, as a loss on features may ask for."""
-    scores = {stride: t[:, 0].detach().float().sigmoid() for stride, t in zip(toys.STRIDES, teacher)}
-    return DistillContext.from_targets(targets, toys.IMAGE_HW, scores if kind == "features" else None)
+    """With the scores and the output that belong to the teacher's features, as a loss on features may ask for."""
+    context = DistillContext.from_targets(targets, toys.IMAGE_HW)
+    if kind != "features":
+        return context
+    maps = [t.detach().float() for t in teacher]
+    scores = {stride: t[:, 0].sigmoid() for stride, t in zip(toys.STRIDES, maps)}
+    return replace(context, teacher_scores=scores, teacher_output=toys.ToyHead(maps[0].shape[1])(maps))
 
 
 def total(terms: dict[str, Tensor]) -> Tensor:
@@ -87,9 +95,9 @@ def test_half_precision_is_compared_in_float32(name: str, kind: str, dtype: torc
     expected = total(
         loss([s.to(dtype).float() for s in student], [t.to(dtype).float() for t in teacher], context_of(kind, teacher))
     )
-    loss = build(name, kind)
+    loss, context = build(name, kind), context_of(kind, teacher)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        found = total(loss([s.to(dtype) for s in student], [t.to(dtype) for t in teacher], context_of(kind, teacher)))
+        found = total(loss([s.to(dtype) for s in student], [t.to(dtype) for t in teacher], context))
     assert found.dtype == torch.float32
     torch.testing.assert_close(found, expected)
 
@@ -180,7 +188,7 @@ def test_the_watch_sees_a_wait() -> None:
 
 @pytest.mark.parametrize("name", LOSSES)
 def test_the_guide_lists_every_keyword_and_default(name: str) -> None:
-    guide = (ROOT / "docs" / "distillation_losses.md").read_text()
+    guide = (ROOT / "docs" / "methods.md").read_text()
     row = next(line for line in guide.splitlines() if line.startswith(f"| `{name}` |"))
     for parameter in inspect.signature(LOSSES[name].__init__).parameters.values():
         if parameter.kind is inspect.Parameter.KEYWORD_ONLY:
@@ -188,6 +196,43 @@ def test_the_guide_lists_every_keyword_and_default(name: str) -> None:
             text = f"{value:.5f}".rstrip("0").rstrip(".") if type(value) in (int, float) else str(value)
             found = re.search(rf"`{parameter.name.rstrip('_')}` \(([^;)]*)", row)
             assert found and found.group(1) == (text.lower() if type(value) is bool else text), parameter.name
+
+
+def tiny_model(kind: str, width: float) -> Model:
+    """A detector of the smallest widths; its weights depend on the arguments alone."""
+    name = "yolov5/yolov5n" if kind == "anchor" else "yolov8/yolov8n"
+    config = yaml.safe_load((ROOT / f"cfg/{name}.yaml").read_text()) | {"nc": toys.NUM_CLASSES}
+    if kind == "anchor":
+        config |= {"width_multiple": width, "depth_multiple": 0.1}
+    else:
+        config["scales"] = {"n": [0.1, width, 1024]}
+    torch.manual_seed(0)
+    return Model(config)
+
+
+MODEL_CASES = [(name, "anchor" if kind == "features" else kind) for name, kind in CASES]
+
+
+@pytest.mark.parametrize(("name", "kind"), MODEL_CASES)
+def test_a_step_of_training_leaves_the_teacher_as_it_was(name: str, kind: str) -> None:
+    """Parameters without gradients, parameters and buffers bit for bit the same, though everything runs in training."""
+    student, teacher = tiny_model(kind, 0.0625), tiny_model(kind, 0.125)
+    heads: dict[str, HeadSpec] = {"student_head": head_spec(student), "teacher_head": head_spec(teacher)}
+    kd = Distiller(student, teacher, "auto", "auto", {name: {}}, image_size=64, **heads)
+    before = {key: value.clone() for key, value in teacher.state_dict().items()}
+    student.train()
+    kd.train()
+    images = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(1))
+    predictions, features = student(images, extra_features=kd.layers) if kd.layers else (student(images), [])
+    loss, items = kd(images, predictions, features, toys.TARGETS)
+    loss.backward()
+    assert loss.isfinite() and tuple(items) == kd.item_names
+    assert all(p.grad is None and not p.requires_grad for p in teacher.parameters())
+    for key, value in teacher.state_dict().items():
+        assert torch.equal(value, before[key]), key
+    grads = [p.grad for p in student.parameters() if p.grad is not None]
+    assert all(bool(grad.isfinite().all()) for grad in grads)
+    assert any(bool(grad.any()) for grad in grads)
 
 
 @pytest.mark.slow
