@@ -33,6 +33,7 @@ KNOWN_KEYS = (
     "names",
     "inplace",
     "task",
+    "channel_plan",
 )
 
 
@@ -226,7 +227,9 @@ def _read_row(index: int, row: Any, where: str) -> Row:
 def _read_multiples(content: dict[str, Any], stem: str, where: str) -> tuple[float, float, float]:
     """Depth multiple, width multiple and the bound of widths, from the scale where the yaml has several."""
     if "scales" in content:
-        scale = content.setdefault("scale", _scale_of(content["scales"], stem, where))
+        if "scale" not in content:
+            content["scale"] = _scale_of(content["scales"], stem, where)
+        scale = content["scale"]
         if scale not in content["scales"]:
             raise unknown_name("scale", str(scale), content["scales"], where)
         values = content["scales"][scale]

@@ -9,10 +9,12 @@ from typing import Any
 import torch
 from torch import nn
 
+from models.channel_plan import PLAN_KEY, apply_plan, check_plan, plan_from_state_dict
 from models.config import read_model_config
 from models.fuse import fuse_modules
 from models.heads.anchor import IDetect
 from models.heads.base import DetectionHead
+from models.heads.binned import IBin
 from models.parser import (
     absolute_sources,
     build_layers,
@@ -61,6 +63,9 @@ class Model(nn.Module):
         self.family = config.family
         self.model = build_layers(config)
         self.save = kept_layers(config.rows)
+        if self.yaml.get(PLAN_KEY):
+            apply_plan(self, self.yaml[PLAN_KEY], config.where)
+            check_plan(self.model, config.in_channels, config.where)
         self.names = [str(index) for index in range(config.num_classes)]
         sources = [self.model[index] for index in absolute_sources(config.rows[-1])]
         self.head.initialize_biases(sources)
@@ -153,7 +158,7 @@ class Model(nn.Module):
         still has its branches (`fuse` folds them). A model that has neither stays as it is.
         """
         head = self.head
-        if not isinstance(head, IDetect):
+        if not isinstance(head, IDetect) or isinstance(head, IBin):  # which has no plain counterpart
             return self
         plain = head.deployed()
         rows = read_model_config(self.yaml).rows
@@ -165,8 +170,28 @@ class Model(nn.Module):
         arguments = self.yaml["head"][-1][3]
         self.yaml = {**self.yaml, "head": [*head_rows, [sources, 1, "Detect", arguments]]}
         self.save = kept_layers(read_model_config(self.yaml).rows)
+        if PLAN_KEY in self.yaml:  # the head has another number now
+            self.record_channels()
         return self
+
+    def record_channels(self) -> None:
+        """Notes in `yaml` where the widths are not those that its rows give, as after pruning."""
+        self.yaml = with_channel_plan(self.yaml, self.state_dict())
 
     def summary(self, img_size: int = 640) -> ModelSummary:
         """Counts layers, parameters and floating-point operations for a square image of `img_size` pixels a side."""
         return summarize(self, img_size)
+
+
+def with_channel_plan(yaml: Mapping[str, Any], state_dict: Mapping[str, torch.Tensor]) -> dict[str, Any]:
+    """An architecture with the channel plan that these weights need; without one where the rows say it all.
+
+    Args:
+        yaml: the architecture; a plan that it has already is replaced.
+        state_dict: weights of its layers, pruned or not, folded or not.
+    """
+    rows = {key: value for key, value in yaml.items() if key != PLAN_KEY}
+    with torch.device("meta"):
+        full = Model(rows)
+    plan = plan_from_state_dict(full, state_dict)
+    return {**rows, PLAN_KEY: plan} if plan else rows
