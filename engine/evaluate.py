@@ -132,17 +132,17 @@ class _Detector:
         """Per image the detections (n, 6) in pixels of the network input, on the CPU."""
         with self.timers["preprocess"]:
             images = images.to(self.device, non_blocking=True).to(self.dtype) / 255
-            targets = targets.to(self.device)
         if self.num_images == 0 and self.device.type == "cuda":
             self._forward(images)  # the first pass sets the libraries up, which is no part of the speed
         with self.timers["inference"]:
             decoded, raw = self._forward(images)
         if self.criterion and not self.augment:
+            # Targets in host memory spare the assignment most of its padding.
             _, items = self.criterion([level.float() for level in raw], targets)
             for name, value in items.items():
                 self.losses[name] = self.losses.get(name, 0.0) + float(value) * len(images)
         self.num_images += len(images)
-        labels = _labels_in_pixels(targets, images) if self.hybrid else ()
+        labels = _labels_in_pixels(targets.to(self.device), images) if self.hybrid else ()
         with self.timers["nms"]:
             detections = non_max_suppression(decoded, labels=labels, **self.nms_options)
         if self.single_class:
