@@ -16,6 +16,14 @@ def main() -> None:
     from engine.config import TrainOptions
 
     options = TrainOptions(**training_options(namespace))
+    if namespace.list_layers:
+        from engine.layers import list_layers
+
+        table, problem = list_layers(options)
+        print(table)
+        if problem:
+            raise problem
+        return
     if namespace.teacher_assistants:
         from engine.assistants import parse_assistants, run_chain
 

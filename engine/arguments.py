@@ -9,10 +9,10 @@ from utils.cli import CommandParser
 
 LEAST = {
     "epochs": 1, "batch_size": 1, "val_period": 1, "workers": 0, "seed": 0, "patience": 0, "close_mosaic": 0,
-    "unlabeled_batch": 0,
+    "unlabeled_batch": 0, "teacher_img_size": 0,
 }  # fmt: skip
 
-NO_OPTIONS = ("resume", "local_rank", "teacher_assistants")  # flags that are no field of TrainOptions
+NO_OPTIONS = ("resume", "local_rank", "teacher_assistants", "list_layers")  # flags that are no field of TrainOptions
 
 NOT_BUILT_IN = {
     "--evolve": "hyper-parameter evolution is not built in",
@@ -90,6 +90,7 @@ def _add_optimisation(parser: argparse.ArgumentParser) -> None:
     add("--label-smoothing", type=float, default=0.0)
     add("--freeze", nargs="+", type=int, default=[0], help="one number n: the first n layers; several: those layers")
     add("--noautoanchor", action="store_true", help="keep the anchors as they are")
+    add("--compile", action="store_true", help="run the training pass through torch.compile")
     add("--sync-bn", action="store_true", help="BatchNorm statistics over all GPUs")
     add("--patience", type=int, default=100, help="epochs without improvement before stopping; 0: never")
 
@@ -114,6 +115,9 @@ def add_distillation(parser: argparse.ArgumentParser) -> None:
         "--teacher-assistants", nargs="+", default=[], metavar="CFG[:WEIGHTS]",
         help="networks between teacher and student, each taught by the one before; or a yaml that lists them",
     )  # fmt: skip
+    add("--teacher-img-size", type=int, default=0, help="pixels of the images that the teacher sees; 0: the student's")
+    add("--teacher-device", default="", help="where the teacher runs: cpu, 0, 1; the student's device")
+    add("--list-layers", action="store_true", help="print the layers of both networks with the pairs, and end")
     add("--unlabeled", default="", metavar="DIR", help="images without labels to distil on, a folder or a .txt list")
     add("--unlabeled-batch", type=int, default=0, help="how many of them in a batch, over all processes; 0: half of it")
 

@@ -65,6 +65,7 @@ class Hyp:
     teacher_kd_layers: Any = None
     kd_losses: Mapping[str, Any] = field(default_factory=dict)
     kd_schedule: Mapping[str, Any] = field(default_factory=dict)
+    kd_resize: bool = False
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, as written to hyp.yaml and into checkpoints."""
@@ -106,7 +107,11 @@ def hyp_from_dict(values: Mapping[str, Any], where: str) -> Hyp:
     check_keys(values, [f.name for f in fields(Hyp)], where)
     clean: dict[str, Any] = {}
     for name, value in values.items():
-        if name in KD_KEYS:
+        if name == "kd_resize":
+            if not isinstance(value, bool):
+                raise UserError(f"{where}: kd_resize is {value!r}, expected true or false")
+            clean[name] = value
+        elif name in KD_KEYS:
             clean[name] = {} if value is None and name.startswith("kd_") else value
         elif name in OPTIONAL_NUMBERS and value is None:
             clean[name] = None

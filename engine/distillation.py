@@ -9,10 +9,13 @@ from typing import Any
 import torch
 
 from distill import Distiller, HeadSpec
+from engine.build import rounded_size
 from engine.checkpoint import load_model
 from engine.config import Hyp, TrainOptions
 from models.heads.anchor import AnchorHead
+from models.heads.anchor_free import AnchorFreeDetect
 from models.yolo import Model
+from utils.device import select_device
 from utils.errors import UsageError, UserError
 from utils.logging import LOGGER
 from utils.paths import existing_file, file_hash
@@ -25,7 +28,8 @@ def head_spec(model: Model) -> HeadSpec:
     strides = tuple(int(s) for s in model.stride)
     anchors = model.head.anchors_px if isinstance(model.head, AnchorHead) else None
     kind = "anchor_free" if anchors is None else "anchor"
-    return HeadSpec(kind, int(model.nc), strides, anchors, tuple(model.names))
+    bins = model.head.reg_max if isinstance(model.head, AnchorFreeDetect) else None
+    return HeadSpec(kind, int(model.nc), strides, anchors, tuple(model.names), bins)
 
 
 def adopt_anchors(student: Model, teacher: Model, hyp: Hyp) -> None:
@@ -66,9 +70,15 @@ def check_recipe(options: TrainOptions, hyp: Hyp) -> None:
 
 
 def build_distiller(
-    student: Model, teacher_weights: str, hyp: Hyp, image_size: int, device: torch.device
+    student: Model, options: TrainOptions, hyp: Hyp, device: torch.device
 ) -> tuple[Distiller, dict[str, Any]]:
     """Loads the teacher, pairs the layers and builds the losses of a recipe.
+
+    Args:
+        student: on its device.
+        options: the teacher's file, device and image size, and the size of the training's images.
+        hyp: the recipe.
+        device: where the student computes.
 
     Returns:
         The distiller on the device, and the teacher's path and hash for checkpoints and the manifest.
@@ -77,9 +87,12 @@ def build_distiller(
         UserError: the teacher is no complete model.
         DistillError: student and teacher do not fit each other.
     """
-    path = Path(teacher_weights)
-    teacher = load_model(path, device=device, fuse=True)
-    adopt_anchors(student, teacher, hyp)
+    path = Path(options.teacher_weights)
+    other = options.teacher_device
+    teacher = load_model(path, device=select_device(other, flag="--teacher-device") if other else device, fuse=True)
+    teacher_size = teacher_image_size(options, teacher)
+    if teacher_size is None:
+        adopt_anchors(student, teacher, hyp)
     distiller = Distiller(
         student,
         teacher,
@@ -87,9 +100,19 @@ def build_distiller(
         "auto" if hyp.teacher_kd_layers is None else hyp.teacher_kd_layers,
         hyp.kd_losses,
         hyp.kd_schedule,
-        image_size=image_size,
+        image_size=options.img_size[0],
         student_head=head_spec(student),
         teacher_head=head_spec(teacher),
+        teacher_image_size=teacher_size,
+        resize=hyp.kd_resize,
     )
-    LOGGER.info(f"teacher: {path}\n{distiller.describe()}")
+    LOGGER.info("\n".join([f"teacher: {path}", distiller.describe(), *distiller.notes]))
     return distiller, {"path": str(path), "sha256": file_hash(path)}
+
+
+def teacher_image_size(options: TrainOptions, teacher: Model) -> int | None:
+    """The size of the teacher's images, a multiple of its stride; None where it is the student's."""
+    if not options.teacher_img_size:
+        return None
+    size = rounded_size(options.teacher_img_size, int(max(teacher.stride)), "--teacher-img-size")
+    return None if size == options.img_size[0] else size

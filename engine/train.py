@@ -145,16 +145,13 @@ def assemble(
     extra_losses: list[nn.Module] = []
     teacher: dict[str, Any] = {}
     if distil:
-        distiller, teacher = build_distiller(model, options.teacher_weights, hyp, options.img_size[0], device)
+        distiller, teacher = build_distiller(model, options, hyp, device)
         broadcast_module(distiller, world)
         extra_losses.append(distiller)
     criterion, val_criterion = build_criteria(model, hyp, options.img_size[0], options.label_smoothing, device)
     schedule = LearningSchedule(hyp, options.epochs, len(data.train), options.batch_size, options.linear_lr)
     optimizer = build_optimizer(options.optimizer, [model, *extra_losses], hyp.lr0, hyp.momentum, schedule.weight_decay)
     ema = ModelEMA(model)
-    wrapped: nn.Module = model
-    if world.active:
-        wrapped = DistributedDataParallel(model, device_ids=[device.index] if device.type == "cuda" else None)
     run = RunFolder.create(options.project, options.name, options.exist_ok, world.is_main)
     run = RunFolder(Path(agree(str(run.path), world)), world.is_main)
 
@@ -172,7 +169,7 @@ def assemble(
 
     trainer = Trainer(
         model=model,
-        wrapped=wrapped,
+        wrapped=wrap(model, options, world, device),
         criterion=criterion,
         extra_losses=extra_losses,
         loader=data.train,
@@ -189,6 +186,14 @@ def assemble(
         before_epoch=before_epoch if options.image_weights else None,
     )
     return trainer, teacher
+
+
+def wrap(model: Model, options: TrainOptions, world: World, device: torch.device) -> nn.Module:
+    """The model as the loop calls it; its parameters, and so what is saved, stay the model's own."""
+    wrapped: nn.Module = model
+    if world.active:
+        wrapped = DistributedDataParallel(model, device_ids=[device.index] if device.type == "cuda" else None)
+    return torch.compile(wrapped) if options.compile else wrapped  # type: ignore[return-value]
 
 
 def start_folder(

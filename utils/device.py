@@ -20,8 +20,12 @@ def available_devices() -> str:
     return ", ".join([*names, "cpu"])
 
 
-def gpu_indices(spec: str) -> list[int]:
+def gpu_indices(spec: str, flag: str = "--device") -> list[int]:
     """The GPUs that a specification names: "0,1" -> [0, 1], "cuda:2" -> [2], "cuda" -> [0]; [] for "", "cpu" and "mps".
+
+    Args:
+        spec: the specification.
+        flag: where it was given, for messages.
 
     Raises:
         UsageError: not a device specification at all.
@@ -31,17 +35,18 @@ def gpu_indices(spec: str) -> list[int]:
         return []
     parts = [part.strip() for part in spec.split(",")]
     if not all(part.isdigit() for part in parts):
-        raise UsageError(f"--device {spec!r} is not a device; use one of: {available_devices()}, or several as 0,1")
+        raise UsageError(f"{flag} {spec!r} is not a device; use one of: {available_devices()}, or several as 0,1")
     return [int(part) for part in parts]
 
 
-def select_device(spec: str | torch.device, batch_size: int | None = None) -> torch.device:
+def select_device(spec: str | torch.device, batch_size: int | None = None, flag: str = "--device") -> torch.device:
     """The device this process computes on.
 
     Args:
         spec: "" (the first GPU, or else the CPU), "cpu", "mps", "0", "cuda:0", or "0,1" for one process
             per GPU, where each process takes the one at the place of its LOCAL_RANK.
         batch_size: total number of images a step; must be divisible by the number of GPUs.
+        flag: where it was given, for messages.
 
     Raises:
         UserError: the device is not there; names those that are.
@@ -49,23 +54,23 @@ def select_device(spec: str | torch.device, batch_size: int | None = None) -> to
     if isinstance(spec, torch.device):
         return spec
     name = spec.strip().lower()
-    indices = gpu_indices(name)
+    indices = gpu_indices(name, flag)
     local_rank = max(int(os.environ.get("LOCAL_RANK", -1)), 0)
     if not indices:
         if name == "mps" and not torch.backends.mps.is_available():
-            raise UserError(f"--device mps is not available here; use one of: {available_devices()}")
+            raise UserError(f"{flag} mps is not available here; use one of: {available_devices()}")
         if name:
             return torch.device(name)
         return torch.device("cuda", local_rank) if torch.cuda.is_available() else torch.device("cpu")
     missing = [i for i in indices if i >= torch.cuda.device_count()]
     if missing:
-        raise UserError(f"--device {spec}: there is no GPU {missing[0]} here; use one of: {available_devices()}")
+        raise UserError(f"{flag} {spec}: there is no GPU {missing[0]} here; use one of: {available_devices()}")
     if batch_size is not None and batch_size % len(indices):
         raise UsageError(
             f"--batch-size {batch_size} cannot be shared by {len(indices)} GPUs; use a multiple of {len(indices)}"
         )
     if local_rank >= len(indices):
-        raise UsageError(f"--device {spec} names fewer GPUs than there are processes; name one for each process")
+        raise UsageError(f"{flag} {spec} names fewer GPUs than there are processes; name one for each process")
     return torch.device("cuda", indices[local_rank])
 
 
