@@ -212,6 +212,9 @@ class TrainOptions:
     teacher_device: str = ""
     unlabeled: str = ""
     unlabeled_batch: int = 0
+    # sparsity, before pruning
+    sparsity: float = 0.0
+    sparsity_schedule: str = "decay"
 
     def to_dict(self) -> dict[str, Any]:
         """Plain lists and values, as written to opt.yaml and into checkpoints."""

@@ -148,6 +148,10 @@ def assemble(
         distiller, teacher = build_distiller(model, options, hyp, device)
         broadcast_module(distiller, world)
         extra_losses.append(distiller)
+    if options.sparsity:
+        from pruning.sparsity import SparsityLoss
+
+        extra_losses.append(SparsityLoss(model, options.sparsity, options.sparsity_schedule))
     criterion, val_criterion = build_criteria(model, hyp, options.img_size[0], options.label_smoothing, device)
     schedule = LearningSchedule(hyp, options.epochs, len(data.train), options.batch_size, options.linear_lr)
     optimizer = build_optimizer(options.optimizer, [model, *extra_losses], hyp.lr0, hyp.momentum, schedule.weight_decay)
