@@ -167,7 +167,7 @@ def module_stand_in(module: nn.Module, style: Style, where: str) -> StandIn:
         attributes = ATTRIBUTES[name](module) if name in ATTRIBUTES else {}
     parts = _parts(module)
     optional = OPTIONAL_PARTS.get(kind)
-    if optional is not None and parts[optional] is None:
+    if optional is not None and getattr(module, optional) is None:
         attributes[optional] = None
     return StandIn(
         class_name,
