@@ -69,6 +69,7 @@ class DetectionDataset(Dataset[Sample]):
         pad: extra border of rectangular batches, in strides.
         cache: None, "ram" or "disk": where decoded images are kept.
         seed: of all random changes, at least 0.
+        fixed_hw: height and width of every sample, instead of a square or what `rect` finds; for evaluation.
 
     Raises:
         UserError: the cache is unknown or cannot be written.
@@ -86,6 +87,7 @@ class DetectionDataset(Dataset[Sample]):
         pad: float = 0.0,
         cache: str | None = None,
         seed: int = 0,
+        fixed_hw: tuple[int, int] | None = None,
     ) -> None:
         self.records = index.records
         self.img_size = img_size
@@ -93,6 +95,7 @@ class DetectionDataset(Dataset[Sample]):
         self.rect = rect
         self.batch_size = batch_size
         self.seed = seed
+        self.fixed_hw = fixed_hw
         self.batch_shapes: list[tuple[int, int]] = []
         if rect:
             self.records = sorted(index.records, key=lambda record: record.height / record.width)
@@ -125,6 +128,8 @@ class DetectionDataset(Dataset[Sample]):
 
     def output_hw(self, index: int) -> tuple[int, int]:
         """Height and width of the sample of an index."""
+        if self.fixed_hw:
+            return self.fixed_hw
         return self.batch_shapes[index // self.batch_size] if self.rect else (self.img_size, self.img_size)
 
     def _leave_out(self, error: UnreadableImageError) -> None:
@@ -149,7 +154,7 @@ class DetectionDataset(Dataset[Sample]):
         image, ratio, pad = letterbox(image, self.output_hw(index), auto=False, scaleup=False)
         scale = np.array([ratio[0] * resized_w, ratio[1] * resized_h] * 2)
         boxes = cxcywh_to_xyxy(record.labels[:, 1:].astype(np.float64)) * scale + (*pad, *pad)
-        ratio_pad = ((resized_h / record.height, resized_w / record.width), pad)
+        ratio_pad = ((ratio[1] * resized_h / record.height, ratio[0] * resized_w / record.width), pad)
         return self._sample(Scene(image, record.labels[:, 0], boxes), index, ratio_pad)
 
     def _augmented_sample(self, request: SampleRequest, config: AugmentConfig) -> Sample:

@@ -156,10 +156,21 @@ def build_data(
 
 
 def validation_loader(
-    index: DatasetIndex, img_size: int, batch_size: int, workers: int, stride: int
+    index: DatasetIndex,
+    img_size: int,
+    batch_size: int,
+    workers: int,
+    stride: int,
+    fixed_hw: tuple[int, int] | None = None,
 ) -> DetectionLoader:
-    """Batches for evaluation: no augmentation, images of similar shape together, half a stride of border."""
-    dataset = DetectionDataset(index, img_size, None, rect=True, batch_size=batch_size, stride=stride, pad=0.5)
+    """Batches for evaluation: no augmentation, images of similar shape together, half a stride of border.
+
+    With `fixed_hw` all images are fitted into that height and width instead.
+    """
+    dataset = DetectionDataset(
+        index, max(fixed_hw or (img_size,)), None, rect=fixed_hw is None, batch_size=batch_size, stride=stride, pad=0.5,
+        fixed_hw=fixed_hw,
+    )  # fmt: skip
     return create_loader(dataset, batch_size, workers=workers, shuffle=False)
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import shutil
+import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from engine.build import rounded_size
-from engine.checkpoint import load_model
+from engine.checkpoint import load_checkpoint, load_model
 from engine.export_check import sample_images, verify
 from engine.export_formats import write_onnx, write_openvino, write_torchscript
 from engine.export_modules import Decoded, Suppressed
@@ -23,6 +24,8 @@ from utils.device import select_device
 from utils.errors import UsageError, UserError, unknown_name
 from utils.logging import LOGGER
 from utils.paths import existing_file
+
+Write = Callable[[nn.Module, Tensor, ExportMetadata, Path], Path]
 
 
 @dataclass(frozen=True)
@@ -92,7 +95,7 @@ class Export:
     model: Model
     images: Tensor
 
-    def module(self, suppressed: bool) -> nn.Module:
+    def module(self, suppressed: bool) -> Decoded | Suppressed:
         """What is traced: images to decoded predictions, or to rows of kept boxes."""
         if not suppressed:
             return Decoded(self.model).eval()
@@ -167,7 +170,8 @@ def _as_upstream(export: Export) -> Path:
     from engine.upstream_writer import save_upstream
 
     model = load_model(export.path, fuse=False)  # with all that a training goes on from
-    result = save_upstream(model, export.path.with_name(f"{export.path.stem}_upstream.pt"))
+    hyp = load_checkpoint(export.path).hyp
+    result = save_upstream(model, export.path.with_name(f"{export.path.stem}_upstream.pt"), hyp=hyp)
     LOGGER.info(f"{result}: for the upstream repository")
     return result
 
@@ -190,18 +194,28 @@ def _chosen(export: Export) -> ExportMetadata:
 def _write(
     export: Export,
     suffix: str,
-    write: Callable[[nn.Module, Tensor, ExportMetadata, Path], Path],
+    write: Write,
     metadata: ExportMetadata,
 ) -> Path:
-    """Writes one file, compares it, and says how well it agrees; a file that does not agree is not left behind."""
-    module = export.module(metadata.nms)
-    result = write(module, export.images, metadata, export.path.with_name(f"{export.path.stem}{suffix}"))
-    try:
-        difference = verify(result, module, export.shapes(metadata), export.images)
-    except UserError:
-        shutil.rmtree(result) if result.is_dir() else result.unlink()
-        raise
+    """Writes one file beside the checkpoint, and says how well it agrees with PyTorch."""
+    if metadata.nms:  # few boxes may pass, or none: what they are chosen from is compared first
+        with tempfile.TemporaryDirectory() as scratch:
+            plain = replace(metadata, nms=False)
+            _compared(export, write, plain, Path(scratch) / f"decoded{suffix}")
+    result = export.path.with_name(f"{export.path.stem}{suffix}")
+    difference = _compared(export, write, metadata, result)
     files = [file for file in result.rglob("*") if file.is_file()] or [result]
     size = sum(file.stat().st_size for file in files) / 1e6
     LOGGER.info(f"{result}: {size:.1f} MB, largest relative difference from PyTorch {difference:.1g}")
     return result
+
+
+def _compared(export: Export, write: Write, metadata: ExportMetadata, path: Path) -> float:
+    """Writes a file, and removes it if it does not agree; the largest relative difference."""
+    module = export.module(metadata.nms)
+    write(module, export.images, metadata, path)
+    try:
+        return verify(path, module, export.shapes(metadata), export.images)
+    except UserError:
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+        raise

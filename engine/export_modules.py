@@ -50,32 +50,38 @@ class Suppressed(nn.Module):
         super().__init__()
         self.model = model
         self.layout = str(model.nms_layout)
-        self.limits = (topk_all, iou_thres, conf_thres)
+        self.conf_thres = conf_thres
+        self.iou_thres = iou_thres
+        self.topk_all = topk_all
         self.agnostic = agnostic
         self.max_wh = max_wh
 
     def forward(self, images: Tensor) -> Tensor:
         """(n, 7) rows [image, x1, y1, x2, y2, class, confidence] in pixels, by image and then by confidence."""
-        boxes, scores = self._boxes_and_scores(self.model(images)[0])  # (N, A, 4), (N, A, nc)
-        confidence, class_index = scores.max(2)  # (N, A)
+        boxes, class_index, confidence = self.candidates(images)
         moved = boxes
         if not self.agnostic:
             apart = boxes.max() - boxes.min() + 1 if self.max_wh is None else self.max_wh
-            moved = boxes + (class_index.to(boxes.dtype) * apart).unsqueeze(2)
-        kept = _NonMaxSuppression.apply(moved, confidence.unsqueeze(1), *self.limits)  # (n, 3)
-        image, anchor = kept[:, 0], kept[:, 2]
-        columns = [image.to(boxes.dtype), class_index[image, anchor].to(boxes.dtype), confidence[image, anchor]]
-        number, class_of, confidence_of = (column.unsqueeze(1) for column in columns)
-        return torch.cat((number, boxes[image, anchor], class_of, confidence_of), 1)
+            moved = boxes + class_index * apart
+        limits = (self.topk_all, self.iou_thres, self.conf_thres)
+        kept = _NonMaxSuppression.apply(moved, confidence.transpose(1, 2), *limits)  # (n, 3)
+        image = kept[:, 0]
+        place = image * boxes.shape[1] + kept[:, 2]  # among the boxes of all images
+        rows = torch.cat((boxes, class_index, confidence), 2).flatten(0, 1)[place]  # (n, 6)
+        return torch.cat((image.unsqueeze(1).to(rows.dtype), rows), 1)
 
-    def _boxes_and_scores(self, decoded: Tensor) -> tuple[Tensor, Tensor]:
-        """Corners (N, A, 4) and confidences by class (N, A, nc)."""
+    def candidates(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Corners (N, A, 4) of all boxes, their best classes (N, A, 1) and the confidences of those (N, A, 1)."""
+        decoded = self.model(images)[0]
         if self.layout == "yolov8":
             rows = decoded.transpose(1, 2)
-            return cxcywh_to_xyxy(rows[..., :4]), rows[..., 4:]
-        objectness, classes = decoded[..., 4:5], decoded[..., 5:]
-        only_class = self.layout == "yolov7" and self.model.nc == 1
-        return cxcywh_to_xyxy(decoded[..., :4]), objectness if only_class else classes * objectness
+            scores = rows[..., 4:]
+        else:
+            rows = decoded
+            only_class = self.layout == "yolov7" and self.model.nc == 1
+            scores = rows[..., 4:5] if only_class else rows[..., 5:] * rows[..., 4:5]
+        confidence, class_index = scores.max(2, keepdim=True)
+        return cxcywh_to_xyxy(rows[..., :4]), class_index.to(rows.dtype), confidence
 
 
 class _NonMaxSuppression(torch.autograd.Function):

@@ -14,7 +14,8 @@ from torch import nn
 
 from data.sources import Source, open_source
 from engine.build import rounded_size
-from engine.ensemble import load_detector
+from engine.ensemble import fixed_input, load_detector
+from engine.exported import existing_weights
 from engine.predict_output import Display, OutputOptions, ResultWriter
 from engine.upstream import class_names
 from utils.boxes import scale_boxes
@@ -23,7 +24,7 @@ from utils.errors import UsageError, UserError
 from utils.letterbox import letterbox
 from utils.logging import LOGGER, progress
 from utils.nms import non_max_suppression
-from utils.paths import existing_file, increment_path
+from utils.paths import increment_path
 from utils.yaml_io import load_yaml
 
 
@@ -32,7 +33,7 @@ class PredictOptions:
     """What to detect with, on what, and what to write.
 
     Attributes:
-        weights: checkpoints; several vote as an ensemble.
+        weights: checkpoints or exported files; several vote as an ensemble.
         source: see `data.sources.open_source`.
         img_size: longer side of the network input, or its height and width, in pixels.
         conf_thres: a detection's confidence must exceed it.
@@ -105,7 +106,8 @@ class Predictor:
 
     Args:
         model: gives `(decoded, raw)` in evaluation; its `nms_layout` names the layout of `decoded`.
-        img_size: of the network input: the longer side, or (height, width).
+        img_size: of the network input: the longer side, or (height, width); without effect on a model that takes one
+            size alone.
         device: where to compute; by default where the model is.
         half: compute in float16; on a GPU only.
         augment: test-time augmentation.
@@ -133,7 +135,8 @@ class Predictor:
         self.model = model.to(device, self.dtype).eval()
         self.device = device
         self.stride = int(max(model.stride))  # type: ignore[arg-type]
-        self.img_size = img_size
+        self.input_hw = fixed_input(model)
+        self.img_size = self.input_hw or img_size
         self.augment = augment
         self.nms_options = {"layout": getattr(model, "nms_layout", "yolov5"), **nms_options}
         self.timers = {step: Timer(device) for step in ("preprocess", "inference", "nms")}
@@ -151,7 +154,7 @@ class Predictor:
             the CPU.
         """
         with self.timers["preprocess"]:
-            fitted, _, _ = letterbox(image, self.img_size, stride=self.stride)  # (h, w, 3)
+            fitted, _, _ = letterbox(image, self.img_size, auto=not self.input_hw, stride=self.stride)  # (h, w, 3)
             rgb = np.ascontiguousarray(fitted[..., ::-1].transpose(2, 0, 1))  # (3, h, w)
             batch = torch.from_numpy(rgb).to(self.device).to(self.dtype)[None] / 255  # (1, 3, h, w)
         with self.timers["inference"]:
@@ -183,12 +186,13 @@ def run_predict(options: PredictOptions) -> PredictResult:
         UserError: weights, source or data file are not usable; the line says what to mend.
     """
     for path in options.weights:
-        existing_file(path, "--weights")
+        existing_weights(path)
     source = open_source(options.source, options.vid_stride)
     try:
         device = select_device(options.device)
-        model = load_detector(options.weights, device)
-        names = _names(options.data, model)
+        given = _names_of(options.data)
+        model = load_detector(options.weights, device, options.augment, given)
+        names = _checked_names(options.data, given, model)
         predictor = _predictor(options, model, device)
         return _detect(options, source, predictor, names)
     finally:
@@ -217,17 +221,22 @@ def _predictor(options: PredictOptions, model: Any, device: torch.device) -> Pre
     return predictor
 
 
-def _names(data: str, model: Any) -> list[str]:
-    """The checkpoint's class names, or those of a data set yaml."""
+def _names_of(data: str) -> list[str] | None:
+    """The class names of a data set yaml, None without one."""
     if not data:
-        return list(model.names)
+        return None
     names = load_yaml(data, "data file").get("names")
-    if not isinstance(names, list | dict) or len(names) != model.nc:
-        found = f"{len(names)} names" if isinstance(names, list | dict) else "no list of names"
-        raise UserError(
-            f"--data {data} has {found}, but the model has {model.nc} classes; name the data set of this model"
-        )
-    return class_names(names, model.nc)
+    if not isinstance(names, list | dict):
+        raise UserError(f"--data {data} has no list of names; name the data set of this model")
+    return class_names(names, len(names))
+
+
+def _checked_names(data: str, given: list[str] | None, model: Any) -> list[str]:
+    """The names of the data set's yaml, or the model's own without one."""
+    if given is not None and len(given) != model.nc:
+        found = f"--data {data} has {len(given)} names, but the model has {model.nc} classes"
+        raise UserError(f"{found}; name the data set of this model")
+    return given or list(model.names)
 
 
 def _detect(options: PredictOptions, source: Source, predictor: Predictor, names: Sequence[str]) -> PredictResult:

@@ -14,8 +14,9 @@ import torch
 from data.config import DatasetConfig, ensure_dataset, load_dataset_config
 from data.labels import DatasetIndex, build_index
 from engine.build import rounded_size, validation_loader
-from engine.ensemble import load_detector
+from engine.ensemble import fixed_input, load_detector
 from engine.evaluate import EvalResult, Writer, evaluate
+from engine.exported import existing_weights
 from engine.writers import COCO_CATEGORIES, CocoWriter, LabelWriter
 from utils.coco_eval import CocoResult, evaluate_json, read_annotations
 from utils.device import select_device
@@ -73,16 +74,19 @@ class Tester:
         """Evaluates a checkpoint, or an ensemble of several.
 
         Args:
-            weights: the checkpoints.
-            img_size: longer side of the input, in pixels.
+            weights: the checkpoints or exported files.
+            img_size: longer side of the input, in pixels; a file that takes one size alone keeps to that.
             files: write the plots and files that the options ask for.
         """
         options = self.options
-        model = load_detector(weights, self.device)
+        model = load_detector(weights, self.device, options.augment, self.config.names)
         self._check_classes(model, weights)
         stride = int(max(model.stride))
-        size = rounded_size(img_size, stride, "--img-size")
-        loader = validation_loader(self.index, size, options.batch_size, options.workers, stride)
+        fixed_hw = fixed_input(model)
+        if fixed_hw and options.task == "study":
+            raise UsageError(f"--task study tries many sizes, but {weights[0]} takes images of {fixed_hw} pixels only")
+        size = max(fixed_hw) if fixed_hw else rounded_size(img_size, stride, "--img-size")
+        loader = validation_loader(self.index, size, options.batch_size, options.workers, stride, fixed_hw)
         writers: list[Writer] = []
         coco_writer = self._coco_writer() if files else None
         self.folder.mkdir(parents=True, exist_ok=True)  # not before: a mistake leaves no folder behind
@@ -171,7 +175,7 @@ def run_test(options: TestOptions) -> list[EvalResult]:
     config = ensure_dataset(load_dataset_config(options.data))
     split = options.task if options.task in ("train", "val", "test") else "val"
     for path in options.weights:
-        existing_file(path, "--weights")
+        existing_weights(path)
     # Detections can be written without any labels to measure them by, and test sets are published without.
     need_boxes = split != "test" and not (options.save_txt or options.save_json)
     index = build_index(

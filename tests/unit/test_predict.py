@@ -131,7 +131,7 @@ def test_label_lines_are_normalised_and_least_confident_first() -> None:
 @pytest.fixture
 def oracle(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Oracle:
     model = Oracle()
-    monkeypatch.setattr(predict, "load_detector", lambda weights, device: model)
+    monkeypatch.setattr(predict, "load_detector", lambda *_: model)
     (tmp_path / "w.pt").touch()
     return model
 
