@@ -11,6 +11,8 @@ import torch
 from torch import nn
 
 from engine.rebuild import StandIn
+from models.blocks.bottleneck import BottleneckCSP
+from models.blocks.conv import Conv
 from models.blocks.csp import CSPBlock
 from models.blocks.pooling import SPP, SPPCSPC, SPPF, PoolingPyramid
 from models.blocks.rep import ConvBN, RepConv
@@ -43,15 +45,15 @@ YOLOV7_CLASSES: dict[str, str] = {
         name: f"{COMMON}.{name}"
         for name in (
             "Conv", "Focus", "Concat", "Chuncat", "Foldcut", "Shortcut", "ReOrg", "Contract", "Expand", "MP", "SP",
-            "DownC", "Stem", "SPP", "SPPF", "SPPCSPC", "GhostSPPCSPC", "GhostConv", "Bottleneck", "RepConv", "Res",
-            "RepRes", "RepBottleneck", "ImplicitA", "ImplicitM",
+            "DownC", "Stem", "GhostStem", "SPP", "SPPF", "SPPCSPC", "GhostSPPCSPC", "GhostConv", "Bottleneck", "RepConv",
+            "Res", "RepRes", "RepBottleneck", "ImplicitA", "ImplicitM",
             *(f"{unit}CSP{way}" for unit in ("Bottleneck", "Ghost", "Res", "ResX") for way in "ABC"),
             *(f"Rep{unit}CSP{way}" for unit in ("Bottleneck", "Res", "ResX") for way in "ABC"),
         )
     },
     "DWConv": f"{COMMON}.Conv",
     "GhostBottleneck": f"{COMMON}.Ghost",
-    "CrossConv": f"{EXPERIMENTAL}.CrossConv",
+    **{name: f"{EXPERIMENTAL}.{name}" for name in ("CrossConv", "MixConv2d")},
     **{name: f"models.yolo.{name}" for name in ("Detect", "IDetect", "IAuxDetect")},
 }  # fmt: skip
 YOLOV8_CLASSES: dict[str, str] = {
@@ -79,16 +81,16 @@ class Style:
     Attributes:
         title: of the release, for an error.
         classes: name of our block -> upstream's class.
-        dtype: of weights and floating-point buffers.
         in_place: whether SiLU works in place.
+        shares_activation: whether all convolutions have one and the same SiLU.
         casts_head: whether upstream's change of the precision reaches the head's plain tensors too.
         empty_grid: shape of the head's grids before the first image.
     """
 
     title: str
     classes: dict[str, str]
-    dtype: torch.dtype
     in_place: bool = True
+    shares_activation: bool = False
     casts_head: bool = True
     empty_grid: tuple[int, ...] = (0,)
 
@@ -112,75 +114,132 @@ ATTRIBUTES: dict[str, Callable[[Any], dict[str, Any]]] = {
 }
 # Parts that upstream keeps as a plain None where they are absent.
 OPTIONAL_PARTS = {RepConv: "rbr_identity", TransformerBlock: "conv"}
+PARSER_NOTES = ("i", "f", "type")  # which the parser leaves on each layer, and which are written anew
 
 
-def layer_stand_in(layer: nn.Module, style: Style, strides: torch.Tensor, count_parameters: bool) -> StandIn:
-    """One layer of a model's sequence, with what upstream's parser notes down on it.
+class ModuleWriter:
+    """Turns modules into stand-ins of upstream's, in evaluation mode and without gradients.
 
     Args:
-        layer: of `Model.model`.
         style: of the release.
+        dtype: of weights and floating-point buffers.
         strides: of the head's levels.
-        count_parameters: note the number of parameters, too.
-
-    Raises:
-        UserError: a block that the release does not have, or one whose BatchNorm is folded.
+        count_parameters: each layer notes its number of parameters.
     """
-    where = f"layer {layer.i} ({layer.type})"
-    stand_in = module_stand_in(layer, style, where)
-    if isinstance(layer, AnchorHead):
-        stand_in.attributes.update(_anchor_head(layer, style, strides))
-    elif isinstance(layer, AnchorFreeDetect):
-        stand_in.attributes.update(_anchor_free_head(layer, style, strides))
-    repeated = stand_in.short_name == "Sequential"
-    block = stand_in.attributes["_modules"]["0"] if repeated else stand_in
-    stand_in.attributes.update(i=layer.i, f=layer.f, type=block.class_name)
-    if count_parameters:
-        stand_in.attributes["np"] = sum(parameter.numel() for parameter in layer.parameters())
-    return stand_in
 
+    def __init__(self, style: Style, dtype: torch.dtype, strides: torch.Tensor, count_parameters: bool) -> None:
+        self._style = style
+        self._dtype = dtype
+        self._head_dtype = dtype if style.casts_head else torch.float32
+        self._strides = strides
+        self._counts = count_parameters
+        self._activation = self.module(nn.SiLU(), "activation")
 
-def module_stand_in(module: nn.Module, style: Style, where: str) -> StandIn:
-    """A module and everything below it as upstream pickles it, in evaluation mode and without gradients.
+    def layer(self, layer: nn.Module) -> StandIn:
+        """One layer of a model's sequence, with what upstream's parser notes down on it.
 
-    Args:
-        module: ours or PyTorch's.
-        style: of the release.
-        where: the layer, for an error.
-    """
-    bare = vars(nn.Module())  # what every module has: empty tables of hooks and the like
-    kind = type(module)
-    attributes: dict[str, Any] = {}
-    if isinstance(module, ConvBN):
-        class_name = _path(nn.Sequential)
-    elif kind.__module__.startswith("torch.nn."):
-        class_name = _path(kind)
-        attributes = {k: v for k, v in vars(module).items() if k not in bare and k not in ("i", "f", "type")}
-        if isinstance(module, nn.SiLU):
-            attributes["inplace"] = style.in_place
-    else:
+        Raises:
+            UserError: a block that the release does not have, or one whose BatchNorm is folded.
+        """
+        stand_in = self.module(layer, f"layer {layer.i} ({layer.type})")
+        if isinstance(layer, AnchorHead):
+            stand_in.attributes.update(self._anchor_head(layer))
+        elif isinstance(layer, AnchorFreeDetect):
+            stand_in.attributes.update(self._anchor_free_head(layer))
+        repeated = stand_in.short_name == "Sequential"
+        block = stand_in.attributes["_modules"]["0"] if repeated else stand_in
+        stand_in.attributes.update(i=layer.i, f=layer.f, type=block.class_name)
+        if self._counts:
+            stand_in.attributes["np"] = sum(parameter.numel() for parameter in layer.parameters())
+        return stand_in
+
+    def module(self, module: nn.Module, where: str) -> StandIn:
+        """A module of ours or of PyTorch's, and everything below it; `where` is the layer, for an error."""
+        bare = vars(nn.Module())  # what every module has: empty tables of hooks and the like
+        class_name, attributes = self._identity(module, bare, where)
+        return StandIn(
+            class_name,
+            attributes={
+                **bare,
+                "training": False,
+                "_parameters": {name: self._parameter(value, where) for name, value in module._parameters.items()},
+                "_buffers": {name: self._stored(value, where) for name, value in module._buffers.items()},
+                "_non_persistent_buffers_set": set(module._non_persistent_buffers_set),
+                "_modules": {
+                    name: self._part(module, part, where) for name, part in _parts(module).items() if part is not None
+                },
+                **attributes,
+            },
+        )
+
+    def _identity(self, module: nn.Module, bare: dict[str, Any], where: str) -> tuple[str, dict[str, Any]]:
+        """Upstream's class, and what its objects keep besides parts and tensors."""
+        kind = type(module)
+        if isinstance(module, ConvBN):
+            return _path(nn.Sequential), {}
+        if kind.__module__.startswith("torch.nn."):
+            attributes = {k: v for k, v in vars(module).items() if k not in bare and k not in PARSER_NOTES}
+            if isinstance(module, nn.SiLU):
+                attributes["inplace"] = self._style.in_place
+            return _path(kind), attributes
         name = str(module.type) if isinstance(module, CSPBlock) else kind.__name__
-        if name not in style.classes:
-            raise UserError(f"{where}: {style.title} has no block {name}; only our own format can hold this model")
+        if name not in self._style.classes:
+            raise UserError(
+                f"{where}: files of {self._style.title} cannot hold the block {name}; keep this model in our own format"
+            )
         _check_unfused(module, where)
-        class_name = style.classes[name]
         attributes = ATTRIBUTES[name](module) if name in ATTRIBUTES else {}
-    parts = _parts(module)
-    optional = OPTIONAL_PARTS.get(kind)
-    if optional is not None and getattr(module, optional) is None:
-        attributes[optional] = None
-    return StandIn(
-        class_name,
-        attributes={
-            **bare,
-            "training": False,
-            "_parameters": {name: _parameter(value, style) for name, value in module._parameters.items()},
-            "_buffers": {name: _stored(value, style) for name, value in module._buffers.items()},
-            "_non_persistent_buffers_set": set(module._non_persistent_buffers_set),
-            "_modules": {name: module_stand_in(part, style, where) for name, part in parts.items() if part is not None},
-            **attributes,
-        },
-    )
+        optional = OPTIONAL_PARTS.get(kind)
+        if optional is not None and getattr(module, optional) is None:
+            attributes[optional] = None
+        return self._style.classes[name], attributes
+
+    def _part(self, parent: nn.Module, part: nn.Module, where: str) -> StandIn:
+        default = isinstance(parent, Conv) and parent.default_act and isinstance(part, nn.SiLU)
+        return self._activation if default and self._style.shares_activation else self.module(part, where)
+
+    def _stored(self, tensor: torch.Tensor | None, where: str) -> torch.Tensor | None:
+        """A copy on the CPU, contiguous, in the file's precision; counters stay integers."""
+        if tensor is None:
+            return None
+        dtype = self._dtype if tensor.is_floating_point() else tensor.dtype
+        stored = tensor.detach().to("cpu", dtype, copy=True).contiguous()
+        if not stored.isfinite().all():
+            raise UserError(f"{where}: a weight is not finite in {str(dtype)[6:]}; give finite weights, or half=False")
+        return stored
+
+    def _parameter(self, parameter: nn.Parameter | None, where: str) -> nn.Parameter | None:
+        value = self._stored(parameter, where)
+        return None if value is None else nn.Parameter(value, requires_grad=False)
+
+    def _anchor_head(self, head: AnchorHead) -> dict[str, Any]:
+        attributes: dict[str, Any] = {
+            "nc": head.nc,
+            "no": head.no,
+            "nl": head.num_levels,
+            "na": head.na,
+            "grid": self._empty_grids(head),
+            "stride": self._strides.to(self._head_dtype, copy=True),
+        }
+        if not head.keep_pixel_anchors:  # else they are a buffer, and the head has no flag for working in place
+            attributes["anchor_grid"] = self._empty_grids(head)
+            attributes["inplace"] = True
+        return attributes
+
+    def _empty_grids(self, head: AnchorHead) -> list[torch.Tensor]:
+        return [torch.zeros(self._style.empty_grid, dtype=self._head_dtype) for _ in range(head.num_levels)]
+
+    def _anchor_free_head(self, head: AnchorFreeDetect) -> dict[str, Any]:
+        return {
+            "nc": head.nc,
+            "nl": head.num_levels,
+            "reg_max": head.reg_max,
+            "no": head.no,
+            "stride": self._strides.to(self._head_dtype, copy=True),
+            "inplace": True,
+            "anchors": torch.empty(0, dtype=self._head_dtype),
+            "strides": torch.empty(0, dtype=self._head_dtype),
+        }
 
 
 def _path(kind: type) -> str:
@@ -189,7 +248,7 @@ def _path(kind: type) -> str:
 
 def _check_unfused(module: nn.Module, where: str) -> None:
     folded = isinstance(module, RepConv) and module.rbr_reparam is not None
-    if folded or (isinstance(getattr(module, "bn", None), nn.Identity) and hasattr(module, "conv")):
+    if folded or (isinstance(module, Conv | BottleneckCSP) and isinstance(module.bn, nn.Identity)):
         raise UserError(
             f"{where}: its BatchNorm is folded away, and upstream's loaders expect to fold it themselves; "
             "give the model before fuse(), as load_model(path, fuse=False) returns it"
@@ -206,46 +265,3 @@ def _parts(module: nn.Module) -> dict[str, nn.Module | None]:
         pools = [nn.MaxPool2d(kernel, stride=1, padding=kernel // 2) for kernel in kernels]
         parts["m"] = pools[0] if isinstance(module, SPPF) else nn.ModuleList(pools)
     return parts
-
-
-def _stored(tensor: torch.Tensor | None, style: Style) -> torch.Tensor | None:
-    """A copy on the CPU, contiguous, in the release's precision; counters stay integers."""
-    if tensor is None:
-        return None
-    dtype = style.dtype if tensor.is_floating_point() else tensor.dtype
-    return tensor.detach().to("cpu", dtype, copy=True).contiguous()
-
-
-def _parameter(parameter: nn.Parameter | None, style: Style) -> nn.Parameter | None:
-    value = _stored(parameter, style)
-    return None if value is None else nn.Parameter(value, requires_grad=False)
-
-
-def _anchor_head(head: AnchorHead, style: Style, strides: torch.Tensor) -> dict[str, Any]:
-    dtype = style.dtype if style.casts_head else torch.float32
-    levels = range(head.num_levels)
-    attributes: dict[str, Any] = {
-        "nc": head.nc,
-        "no": head.no,
-        "nl": head.num_levels,
-        "na": head.na,
-        "grid": [torch.zeros(style.empty_grid, dtype=dtype) for _ in levels],
-        "stride": strides.to(dtype, copy=True),
-    }
-    if not head.keep_pixel_anchors:  # else they are a buffer, and the head has no flag for working in place
-        attributes["anchor_grid"] = [torch.zeros(style.empty_grid, dtype=dtype) for _ in levels]
-        attributes["inplace"] = True
-    return attributes
-
-
-def _anchor_free_head(head: AnchorFreeDetect, style: Style, strides: torch.Tensor) -> dict[str, Any]:
-    return {
-        "nc": head.nc,
-        "nl": head.num_levels,
-        "reg_max": head.reg_max,
-        "no": head.no,
-        "stride": strides.to(style.dtype, copy=True),
-        "inplace": True,
-        "anchors": torch.empty(0, dtype=style.dtype),
-        "strides": torch.empty(0, dtype=style.dtype),
-    }

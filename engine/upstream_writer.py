@@ -23,9 +23,8 @@ from engine.upstream_modules import (
     YOLOV5_CLASSES,
     YOLOV7_CLASSES,
     YOLOV8_CLASSES,
+    ModuleWriter,
     Style,
-    layer_stand_in,
-    module_stand_in,
 )
 from engine.upstream_pickle import StandInPickle
 from models.yolo import Model
@@ -46,28 +45,22 @@ class Release:
     """What the files of one upstream release have in common.
 
     Attributes:
-        title: its name in messages.
+        style: of its modules.
         model_class: of the pickled model.
-        classes: of the blocks, as `Style` takes them.
         hyp_keys: hyper-parameters that it knows.
         model: attributes of the pickled model that not every family has, from the model and its hyper-parameters.
         entries: entries of the file that not every family has, from the same.
         names_by_index: class names as {index: name} instead of a list.
         counts_parameters: each layer notes its number of parameters.
-        in_place, casts_head, empty_grid: as in `Style`.
     """
 
-    title: str
+    style: Style
     model_class: str
-    classes: dict[str, str]
     hyp_keys: tuple[str, ...]
     model: Callable[[Model, dict[str, Any]], dict[str, Any]]
     entries: Callable[[Model, dict[str, Any]], dict[str, Any]]
     names_by_index: bool = False
     counts_parameters: bool = True
-    in_place: bool = True
-    casts_head: bool = True
-    empty_grid: tuple[int, ...] = (0,)
 
 
 def save_upstream(
@@ -128,19 +121,10 @@ def _release(family: str, name: str | None) -> Release:
 
 
 def _model_stand_in(model: Model, form: Release, hyp: dict[str, Any], half: bool) -> StandIn:
-    style = Style(
-        form.title,
-        form.classes,
-        torch.float16 if half else torch.float32,
-        form.in_place,
-        form.casts_head,
-        form.empty_grid,
-    )
-    layers = {
-        str(index): layer_stand_in(layer, style, model.stride, form.counts_parameters)
-        for index, layer in enumerate(model.model)
-    }
-    sequence = module_stand_in(nn.Sequential(), style, "the model")
+    dtype = torch.float16 if half else torch.float32
+    writer = ModuleWriter(form.style, dtype, model.stride, form.counts_parameters)
+    layers = {str(index): writer.layer(layer) for index, layer in enumerate(model.model)}
+    sequence = writer.module(nn.Sequential(), "the model")
     sequence.attributes["_modules"] = layers
     yaml = copy.deepcopy({key: value for key, value in model.yaml.items() if key not in OWN_YAML_KEYS})
     return StandIn(
@@ -219,49 +203,43 @@ def _yolov8_entries(model: Model, hyp: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _yolov5(title: str, **changes: Any) -> Release:
+# -- the releases ------------------------------------------------------------------------------------------------------
+
+
+def _yolov5(style: Style, **changes: Any) -> Release:
+    """A release of YOLOv5 6.2 or later, apart from the changes."""
     given: dict[str, Any] = {
         "model_class": "models.yolo.DetectionModel",
-        "classes": YOLOV5_CLASSES,
         "hyp_keys": ANCHOR_HYP,
         "model": _yolov5_model,
         "entries": _yolov5_6_entries,
         "names_by_index": True,
     }
-    return Release(title, **{**given, **changes})
+    return Release(style, **{**given, **changes})
 
 
-_YOLOV5_BEFORE_6_2: dict[str, Any] = {
-    "model_class": "models.yolo.Model",
-    "names_by_index": False,
-    "empty_grid": (1,),
-}
+_BEFORE_6_2: dict[str, Any] = {"model_class": "models.yolo.Model", "names_by_index": False}
 # The releases of each family, the one that is written unless another is asked for first.
 RELEASES: dict[str, dict[str, Release]] = {
     "yolov5": {
-        "7.0": _yolov5("YOLOv5 7.0", classes=YOLOV5_7_CLASSES, entries=_yolov5_7_entries),
-        "6.2": _yolov5("YOLOv5 6.2"),
-        "6.1": _yolov5("YOLOv5 6.1", **_YOLOV5_BEFORE_6_2),
-        "6.0": _yolov5("YOLOv5 6.0", **_YOLOV5_BEFORE_6_2),
+        "7.0": _yolov5(Style("YOLOv5 7.0", YOLOV5_7_CLASSES, shares_activation=True), entries=_yolov5_7_entries),
+        "6.2": _yolov5(Style("YOLOv5 6.2", YOLOV5_CLASSES)),
+        "6.1": _yolov5(Style("YOLOv5 6.1", YOLOV5_CLASSES, empty_grid=(1,)), **_BEFORE_6_2),
+        "6.0": _yolov5(Style("YOLOv5 6.0", YOLOV5_CLASSES, empty_grid=(1,)), **_BEFORE_6_2),
     },
     "yolov7": {
         "0.1": Release(
-            "YOLOv7",
+            Style("YOLOv7", YOLOV7_CLASSES, in_place=False, casts_head=False, empty_grid=(1,)),
             "models.yolo.Model",
-            YOLOV7_CLASSES,
             (*ANCHOR_HYP, "paste_in", "loss_ota"),
             _yolov7_model,
             _yolov7_entries,
-            in_place=False,
-            casts_head=False,
-            empty_grid=(1,),
         ),
     },
     "yolov8": {
         "8.2": Release(
-            "YOLOv8",
+            Style("YOLOv8", YOLOV8_CLASSES, shares_activation=True),
             "ultralytics.nn.tasks.DetectionModel",
-            YOLOV8_CLASSES,
             (*SHARED_HYP, "dfl", "nbs", "close_mosaic"),
             _yolov8_model,
             _yolov8_entries,
