@@ -45,8 +45,8 @@ YOLOV7_CLASSES: dict[str, str] = {
         name: f"{COMMON}.{name}"
         for name in (
             "Conv", "Focus", "Concat", "Chuncat", "Foldcut", "Shortcut", "ReOrg", "Contract", "Expand", "MP", "SP",
-            "DownC", "Stem", "GhostStem", "SPP", "SPPF", "SPPCSPC", "GhostSPPCSPC", "GhostConv", "Bottleneck", "RepConv",
-            "Res", "RepRes", "RepBottleneck", "ImplicitA", "ImplicitM",
+            "DownC", "Stem", "GhostStem", "SPP", "SPPF", "SPPCSPC", "GhostSPPCSPC", "GhostConv", "Bottleneck",
+            "RepConv", "Res", "RepRes", "RepBottleneck", "ImplicitA", "ImplicitM",
             *(f"{unit}CSP{way}" for unit in ("Bottleneck", "Ghost", "Res", "ResX") for way in "ABC"),
             *(f"Rep{unit}CSP{way}" for unit in ("Bottleneck", "Res", "ResX") for way in "ABC"),
         )
