@@ -11,22 +11,33 @@ besides. Reading a file never executes code from it.
 from __future__ import annotations
 
 import math
-import os
-import pickle
-from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from torch import nn
+from torch.nn.modules.module import register_module_parameter_registration_hook
 
+from engine.checkpoint_write import FORMAT, FORMAT_VERSION, save_checkpoint, write_archive
+from engine.exported import refuse_exported
+from engine.structure import Facts, check_structure
 from engine.transfer import TransferReport, transfer_weights
 from engine.unpickle import Unpickled, unpickle
-from engine.upstream import MAX_DEPTH, class_names, find_models, pixel_anchors, plain_entry, read_model, state_dict
+from engine.upstream import (
+    check_architecture,
+    class_names,
+    find_models,
+    pixel_anchors,
+    plain_entry,
+    plain_weights,
+    read_model,
+    state_dict,
+)
 from utils.errors import UserError
-from utils.paths import replacing
 
 if TYPE_CHECKING:
     from models.yolo import Model
@@ -43,9 +54,9 @@ __all__ = [
     "write_archive",
 ]
 
-FORMAT = "yolo-distill"
-FORMAT_VERSION = 1
 MODEL_KEYS = ("yaml", "state_dict", "names", "nc", "stride", "family")
+MAX_PARAMETERS = 500_000_000  # three times those of the largest published detectors
+MAX_EPOCH = 1 << 31
 DERIVED_TENSORS = ("anchor_grid",)  # stored by some versions of upstream; it follows from the anchors
 
 
@@ -55,7 +66,7 @@ class Checkpoint:
 
     Attributes:
         path: the file.
-        kind: "own" or "upstream".
+        kind: "own", "upstream", or "weights" for a state dict without an architecture.
         family: "yolov5", "yolov7", "yolov8" or "mobile"; "" when an own file does not say.
         yaml: the architecture, enough to build the model.
         state_dict: float32 weights; the averaged ones (EMA) where the file has both.
@@ -74,6 +85,9 @@ class Checkpoint:
         model_extra: further entries of an own file's model.
         classes: class names found in an upstream file.
         head: class name of an upstream file's head.
+        img_size: of the training's images; None where the file does not say.
+        structure: what PyTorch's layers in an upstream file do, by their path.
+        facts: what an upstream file says of itself besides, for a person to read.
     """
 
     path: Path
@@ -96,42 +110,59 @@ class Checkpoint:
     model_extra: dict[str, Any] = field(default_factory=dict)
     classes: set[str] = field(default_factory=set)
     head: str = ""
+    img_size: int | None = None
+    structure: dict[str, Facts] = field(default_factory=dict)
+    facts: dict[str, str] = field(default_factory=dict)
 
 
-def load_checkpoint(path: str | Path, allow_nan: bool = False) -> Checkpoint:
+def load_checkpoint(path: str | Path, allow_nan: bool = False, architecture: bool = True) -> Checkpoint:
     """Reads a checkpoint of ours or of upstream, without executing anything in it.
 
     Args:
         path: the file.
-        allow_nan: return weights that hold NaN instead of refusing them.
+        allow_nan: return weights that hold NaN or infinite values instead of refusing them.
+        architecture: refuse a file of weights alone; without it, such a file's checkpoint has an empty yaml and no
+            names.
 
     Raises:
-        UserError: the file is missing, not a checkpoint, not understood, refused, or its weights hold NaN.
+        UserError: the file is missing, not a checkpoint, not understood, refused, or its weights are not finite.
     """
-    unpickled = unpickle(path)
-    path = Path(path)
+    refuse_exported(path)
+    return interpret(Path(path), unpickle(path), allow_nan, architecture)
+
+
+def interpret(path: Path, unpickled: Unpickled, allow_nan: bool = False, architecture: bool = True) -> Checkpoint:
+    """What `load_checkpoint` makes of a file that has been read."""
     where = f"checkpoint {str(path)!r}"
     content = unpickled.content
     mark = content.get("format") if isinstance(content, Mapping) else None
+    weights = None if architecture else plain_weights(content)
     if isinstance(mark, str) and mark == FORMAT:
         checkpoint = _own(path, unpickled, where)
+    elif weights is not None:
+        checkpoint = Checkpoint(path, "weights", "", {}, _float32(weights), [], 0, [])
     else:
         checkpoint = _upstream(path, unpickled, where)
-    if not allow_nan:
-        broken = [key for key, tensor in checkpoint.state_dict.items() if tensor.isnan().any()]
-        if broken:
-            raise UserError(
-                f"{where} holds NaN in {len(broken)} of {len(checkpoint.state_dict)} tensors (first: {broken[0]}): "
-                "that training diverged; use an earlier checkpoint"
-            )
+    if not allow_nan and (broken := not_finite(checkpoint.state_dict)):
+        kind = "NaN" if checkpoint.state_dict[broken[0]].isnan().any() else "infinite values"
+        raise UserError(
+            f"{where} holds {kind} in {len(broken)} of {len(checkpoint.state_dict)} tensors (first: {broken[0]}): "
+            "that training diverged; use an earlier checkpoint"
+        )
     return checkpoint
+
+
+def not_finite(tensors: Mapping[str, torch.Tensor]) -> list[str]:
+    """The keys of tensors that hold NaN or infinite values."""
+    return [key for key, tensor in tensors.items() if not tensor.isfinite().all()]
 
 
 def _own(path: Path, unpickled: Unpickled, where: str) -> Checkpoint:
     content = unpickled.content
     version = content.get("format_version")
-    if not isinstance(version, int) or version > FORMAT_VERSION:
-        raise UserError(f"{where} has format version {version}, newer than {FORMAT_VERSION}; update this software")
+    if not isinstance(version, int) or not 0 < version <= FORMAT_VERSION:
+        shown = version if isinstance(version, int) and 0 < version < MAX_EPOCH else "unknown"
+        raise UserError(f"{where} has format version {shown}, newer than {FORMAT_VERSION}; update this software")
     model, training = content.get("model"), content.get("training") or {}
     if (
         unpickled.classes
@@ -143,6 +174,7 @@ def _own(path: Path, unpickled: Unpickled, where: str) -> Checkpoint:
     ):
         raise UserError(f"{where} is damaged: its entries are not those of a checkpoint of ours; use another copy")
     yaml, hyp = plain_entry(model["yaml"], where), plain_entry(content.get("hyp") or {}, where)
+    check_architecture(yaml, where)
     known = ("format", "format_version", "model", "hyp", "epoch", "best_fitness", "training")
     nc, stride = model["nc"], [float(s) for s in model.get("stride") or ()]
     anchors = (pixel_anchors(t, stride) for key, t in model["state_dict"].items() if key.endswith(".anchors"))
@@ -170,9 +202,9 @@ def _upstream(path: Path, unpickled: Unpickled, where: str) -> Checkpoint:
     content = unpickled.content
     size = path.stat().st_size
     ema, live = find_models(content, where)
-    chosen = read_model(ema or live, where, size)  # type: ignore[arg-type]
-    raw = state_dict(live, where, size) if live and ema else chosen.state_dict if live else None
     entries = content if isinstance(content, Mapping) else {}
+    chosen = read_model(ema or live, entries, unpickled.classes, where, size)  # type: ignore[arg-type]
+    raw = _float32(state_dict(live, where, size)) if live and ema else chosen.state_dict if live else None
     optimizer = entries.get("optimizer")
     return Checkpoint(
         path=path,
@@ -191,6 +223,9 @@ def _upstream(path: Path, unpickled: Unpickled, where: str) -> Checkpoint:
         optimizer=optimizer if isinstance(optimizer, dict) else None,
         classes=unpickled.classes,
         head=chosen.head,
+        img_size=chosen.img_size,
+        structure=chosen.structure,
+        facts=chosen.facts,
     )
 
 
@@ -200,8 +235,8 @@ def _progress(entries: Mapping[str, Any]) -> dict[str, Any]:
     if isinstance(fitness, np.ndarray | torch.Tensor) and math.prod(fitness.shape) == 1:
         fitness = fitness.item()
     return {
-        "epoch": epoch if isinstance(epoch, int) else -1,
-        "best_fitness": float(fitness) if isinstance(fitness, int | float) else None,
+        "epoch": epoch if isinstance(epoch, int) and -1 <= epoch <= MAX_EPOCH else -1,
+        "best_fitness": float(fitness) if isinstance(fitness, int | float) and abs(fitness) < MAX_EPOCH else None,
     }
 
 
@@ -211,70 +246,6 @@ def _is_state_dict(value: Any) -> bool:
 
 def _float32(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return {key: tensor.float() if tensor.is_floating_point() else tensor for key, tensor in tensors.items()}
-
-
-def save_checkpoint(path: str | Path, payload: Mapping[str, Any]) -> None:
-    """Writes an own checkpoint so that the file is always either the old one or the complete new one.
-
-    The format and its version are added to the payload. Tensors are stored on the CPU and without the rest of a storage
-    that they are a view of.
-
-    Args:
-        path: the file; its folder must exist.
-        payload: see docs/checkpoints.md; tensors and plain values only.
-
-    Raises:
-        UserError: a value is neither a tensor nor plain (its key is named), or the file cannot be written.
-    """
-    write_archive(Path(path), _storable({"format": FORMAT, "format_version": FORMAT_VERSION, **payload}, "", ()))
-
-
-def write_archive(path: Path, content: Any, pickle_module: Any = pickle) -> None:
-    """Writes a value as PyTorch's container, so that the file is always either the old one or the complete new one.
-
-    Args:
-        path: the file; its folder must exist.
-        content: anything that the pickler of `pickle_module` can write.
-        pickle_module: as in `torch.save`.
-
-    Raises:
-        UserError: the file cannot be written.
-    """
-    try:
-        with replacing(path, "wb") as stream:
-            torch.save(content, stream, pickle_module=pickle_module)
-            stream.flush()
-            os.fsync(stream.fileno())  # or a power cut could leave neither the old file nor the new one
-    except (OSError, RuntimeError) as error:  # PyTorch makes a RuntimeError of a full disk's OSError
-        cause = error if isinstance(error, OSError) else error.__context__
-        reason = getattr(cause, "strerror", None) or str(error).splitlines()[0]
-        raise UserError(
-            f"checkpoint {str(path)!r} cannot be written: {reason}; free disk space or choose another --project "
-            "(an earlier file of that name is unchanged)"
-        ) from error
-
-
-def _storable(value: Any, key: str, parents: tuple[int, ...]) -> Any:
-    """`value` as it is written: tensors on the CPU, everything else plain."""
-    if value is None or type(value) in (bool, int, float, str, bytes):
-        return value
-    if isinstance(value, torch.Tensor):
-        tensor = value.detach().cpu()
-        return tensor.clone() if tensor.untyped_storage().nbytes() > tensor.numel() * tensor.element_size() else tensor
-    if id(value) in parents or len(parents) > MAX_DEPTH:
-        raise UserError(f"checkpoint entry {key[:80]!r} contains itself, or is nested too deeply; store plain values")
-    parents = (*parents, id(value))
-    if type(value) in (dict, OrderedDict):
-        for name in value:
-            if type(name) not in (str, int, float, bool):
-                raise UserError(
-                    f"checkpoint entry {key!r} has the key {name!r} of type {type(name).__name__}; use text"
-                )
-        return {name: _storable(item, f"{key}.{name}" if key else str(name), parents) for name, item in value.items()}
-    if type(value) in (list, tuple):
-        return type(value)(_storable(item, f"{key}[{i}]", parents) for i, item in enumerate(value))
-    kind = f"{type(value).__module__}.{type(value).__name__}"
-    raise UserError(f"checkpoint entry {key!r} is a {kind}; only tensors and plain values are stored")
 
 
 def to_payload(checkpoint: Checkpoint, half: bool = False) -> dict[str, Any]:
@@ -328,19 +299,59 @@ def load_model(path: str | Path, device: str | torch.device = "cpu", fuse: bool 
     Raises:
         UserError: the file is not understood, or a tensor of the model is not in it or has another shape.
     """
-    from models.yolo import Model
+    model = fitted_model(load_checkpoint(path)).to(device).eval()
+    return model.fuse() if fuse else model
 
-    checkpoint = load_checkpoint(path)
-    model = Model(checkpoint.yaml, nc=checkpoint.nc)
-    if not any(".bn." in key for key in checkpoint.state_dict):  # saved after BatchNorm was folded away
-        model.fuse()
-    report = transfer_weights(model, checkpoint.state_dict)
+
+def fitted_model(checkpoint: Checkpoint) -> Model:
+    """The model of a checkpoint with its weights, as it would be trained on; folded where the file's was.
+
+    A model of an upstream file whose layers are narrower than its rows say, as after pruning, gets the channel plan.
+
+    Raises:
+        UserError: a tensor is missing, left over or of another shape, or a layer of the file does something else.
+    """
+    from models.yolo import with_channel_plan
+
+    where = f"checkpoint {str(checkpoint.path)!r}"
+    model, report = _filled(checkpoint, checkpoint.yaml, where)
+    if report.mismatched and checkpoint.kind == "upstream":
+        model, report = _filled(checkpoint, with_channel_plan(checkpoint.yaml, checkpoint.state_dict), where)
     unused = [key for key in report.unused if not key.endswith(DERIVED_TENSORS)]
     if not report.complete or unused:
-        raise UserError(f"checkpoint {str(path)!r} does not fill the model that it describes; {_first_faults(report)}")
+        raise UserError(f"{where} does not fill the model that it describes; {_first_faults(report)}")
+    check_structure(model, checkpoint.structure, where)
     model.names = list(checkpoint.names)
-    model.to(device).eval()
-    return model.fuse() if fuse else model
+    return model
+
+
+def _filled(checkpoint: Checkpoint, yaml: dict[str, Any], where: str) -> tuple[Model, TransferReport]:
+    """A model of this architecture with whatever weights of the checkpoint fit it."""
+    from models.yolo import Model
+
+    with _parameter_limit(where):
+        model = Model(yaml, nc=checkpoint.nc)
+    if not any(".bn." in key for key in checkpoint.state_dict):  # saved after BatchNorm was folded away
+        model.fuse()
+    return model, transfer_weights(model, checkpoint.state_dict)
+
+
+@contextmanager
+def _parameter_limit(where: str) -> Iterator[None]:
+    """Ends the building of an architecture from a file before it fills the memory: no layer is written to before."""
+    left = MAX_PARAMETERS
+
+    def count(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
+        nonlocal left
+        left -= 0 if parameter is None else parameter.numel()
+        if left < 0:
+            raise UserError(f"{where}: its architecture has more than {MAX_PARAMETERS:,} parameters; it is malicious")
+
+    hook = register_module_parameter_registration_hook(count)
+    try:
+        yield
+    finally:
+        hook.remove()
 
 
 def _first_faults(report: TransferReport) -> str:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
-from engine.checkpoint import Checkpoint, load_checkpoint, save_checkpoint, to_payload
+from engine.checkpoint import Checkpoint, fitted_model, interpret, load_checkpoint, save_checkpoint, to_payload
+from engine.inspection import describe, describe_unknown
+from engine.unpickle import unpickle
 from utils.cli import CommandParser
-from utils.errors import UsageError
+from utils.errors import UsageError, UserError
 
 
 def main() -> int:
@@ -24,61 +26,62 @@ def main() -> int:
     convert.add_argument("source", metavar="IN")
     convert.add_argument("target", metavar="OUT")
     convert.add_argument("--half", action="store_true", help="store the weights in half precision")
+    convert.add_argument("--cfg", help="the architecture yaml of a file that holds weights alone")
     arguments = parser.parse_args()
     if arguments.command == "inspect":
-        print("\n".join(describe(load_checkpoint(arguments.file, allow_nan=True))))
+        inspect_file(arguments.file)
     else:
-        convert_checkpoint(arguments.source, arguments.target, arguments.half)
+        convert_checkpoint(arguments.source, arguments.target, arguments.half, arguments.cfg)
         print(f"wrote {arguments.target}")
     return 0
 
 
-def convert_checkpoint(source: str | Path, target: str | Path, half: bool = False) -> None:
-    """Writes any checkpoint's weights, the averaged ones where there are such, as a finished run's own file."""
+def inspect_file(path: str | Path) -> None:
+    """Prints what is in a file; of one that is no checkpoint for this software what can be told, and why it is none."""
+    unpickled = unpickle(path)
+    try:
+        checkpoint = interpret(Path(path), unpickled, allow_nan=True)
+    except UserError:
+        print("\n".join(describe_unknown(Path(path), unpickled)))
+        raise
+    print("\n".join(describe(checkpoint)))
+
+
+def convert_checkpoint(source: str | Path, target: str | Path, half: bool = False, cfg: str | None = None) -> None:
+    """Writes any checkpoint's weights, the averaged ones where there are such, as a finished run's own file.
+
+    Args:
+        source: the checkpoint.
+        target: the file to write; its folder must exist.
+        half: store floating-point weights in half precision.
+        cfg: the architecture of a file that holds weights alone; its `names`, where it has such, are the classes'.
+
+    Raises:
+        UserError: a file is not understood, or the weights are not those of the architecture, entirely.
+    """
     if Path(source).resolve() == Path(target).resolve():
         raise UsageError(f"{str(source)!r} would be overwritten by its own conversion; name another OUT")
     if not Path(target).resolve().parent.is_dir():
         raise UsageError(f"the folder of {str(target)!r} does not exist; create it")
-    save_checkpoint(target, to_payload(load_checkpoint(source), half))
+    checkpoint = load_checkpoint(source, architecture=cfg is None)
+    if checkpoint.kind == "weights":
+        checkpoint = _with_architecture(checkpoint, str(cfg))
+    elif cfg is not None:
+        raise UsageError(f"{str(source)!r} has an architecture of its own; leave out --cfg")
+    else:
+        checkpoint = replace(checkpoint, yaml=fitted_model(checkpoint).yaml)
+    save_checkpoint(target, to_payload(checkpoint, half))
 
 
-def describe(checkpoint: Checkpoint) -> Iterator[str]:
-    """What a checkpoint holds, a line each."""
-    tensors = checkpoint.state_dict
-    statistics = ("running_mean", "running_var", "num_batches_tracked", "anchors", "anchor_grid")
-    parameters = sum(tensor.numel() for key, tensor in tensors.items() if not key.endswith(statistics))
-    broken = [key for key, tensor in tensors.items() if tensor.isnan().any()]
-    layers = len(checkpoint.yaml.get("backbone") or ()) + len(checkpoint.yaml.get("head") or ())
-    names = ", ".join(checkpoint.names[:20]) + (f", ... ({checkpoint.nc} in all)" if checkpoint.nc > 20 else "")
-    rows = {
-        "file": f"{checkpoint.path} ({checkpoint.path.stat().st_size / 1e6:.1f} MB)",
-        "written by": "this software" if checkpoint.kind == "own" else "upstream",
-        "family": checkpoint.family or "unknown",
-        "head": checkpoint.head,
-        "layers": f"{layers}, {parameters:,} parameters in {len(tensors)} tensors",
-        "scale": checkpoint.yaml.get("scale"),
-        "classes": f"{checkpoint.nc}: {names}",
-        "strides": ", ".join(f"{stride:g}" for stride in checkpoint.stride),
-        "anchors": checkpoint.anchors and "; ".join(" ".join(f"{v:g}" for v in level) for level in checkpoint.anchors),
-        "epoch": checkpoint.epoch if checkpoint.epoch >= 0 else None,
-        "best fitness": checkpoint.best_fitness,
-        "weights": _weights(checkpoint),
-        "NaN": f"{len(broken)} tensors hold NaN, first {broken[0]}" if broken else None,
-        "training": ", ".join(sorted(map(str, checkpoint.training))) or None,
-        "also in it": ", ".join(sorted(map(str, [*checkpoint.extra, *checkpoint.model_extra]))) or None,
-        "hyp": ", ".join(
-            f"{key}={value}" for key, value in checkpoint.hyp.items() if not isinstance(value, dict | list)
-        ),
-        "pickled": ", ".join(sorted(checkpoint.classes)),
-    }
-    for name, value in rows.items():
-        if value not in (None, ""):
-            yield f"{name + ':':14}{value}"
+def _with_architecture(weights: Checkpoint, cfg: str) -> Checkpoint:
+    """A checkpoint of weights alone, completed by an architecture."""
+    from engine.upstream import class_names
+    from models.yolo import Model
 
-
-def _weights(checkpoint: Checkpoint) -> str:
-    if checkpoint.training:
-        return "averaged (EMA), and the live ones of a run that can be resumed"
-    if checkpoint.ema is not None:
-        return "averaged (EMA)" + (", and the live ones" if checkpoint.raw_state_dict is not None else "")
-    return "one set"
+    model = Model(cfg)
+    names = class_names(model.yaml.get("names"), model.nc)
+    complete = replace(
+        weights, family=model.family, yaml=model.yaml, nc=model.nc, names=names, stride=model.stride.tolist()
+    )
+    fitted_model(complete)
+    return complete

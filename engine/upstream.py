@@ -10,35 +10,26 @@ from typing import Any
 import numpy as np
 import torch
 
+from engine.families import family_of, guess_release, refuse_other_models
+from engine.file_facts import file_facts, image_size
 from engine.rebuild import StandIn
+from engine.structure import Facts, default_activation, pickled_facts
 from models.config import KNOWN_KEYS
+from models.parser import DEFAULT_ACTIVATIONS
 from utils.errors import UserError
 
 MAX_DEPTH = 40  # modules inside modules, or lists inside lists; real ones reach about 10
 MAX_VALUES = 100_000
 MAX_MODULES = 100_000
 MAX_NAME = 100
-DETECTION_MODELS = ("Model", "DetectionModel")
-OTHER_TASKS = {
-    "SegmentationModel": "segmentation",
-    "ClassificationModel": "classification",
-    "PoseModel": "pose",
-    "OBBModel": "oriented-box",
-    "RTDETRDetectionModel": "RT-DETR",
-    "WorldModel": "open-vocabulary",
-    "Ensemble": "ensemble",
-}
-YOLOV7_HEADS = ("IDetect", "IAuxDetect", "IBin", "IKeypoint")
-YOLOV7_BLOCKS = frozenset(
-    {"MP", "SP", "ReOrg", "RepConv", "DownC", "SPPCSPC", "Shortcut", "Chuncat", "Foldcut", "ImplicitA", "ImplicitM"}
-)
-LATER_BLOCKS = {
-    "RepNCSPELAN4": "YOLOv9",
-    "SCDown": "YOLOv10",
-    "C3k2": "YOLO11 or later",
-    "A2C2f": "YOLO12",
-}
+MAX_NUMBER = 1 << 128  # beyond it a number may take long to print
+MAX_REPEATS = 1000
+MAX_ARGUMENT = 200
+MAX_DEPTH_MULTIPLE = 20
 PROFILER_BUFFERS = ("total_ops", "total_params")  # left behind by a FLOPs counter, not part of the model
+WRAPPERS = ("DataParallel", "DistributedDataParallel")
+WRAPPER_PREFIXES = ("module.", "_orig_mod.")
+WEIGHT_ENTRIES = ("ema_state_dict", "model_state_dict", "state_dict", "ema", "model", "weights")
 
 
 @dataclass
@@ -49,11 +40,13 @@ class UpstreamModel:
         family: "yolov5", "yolov7", "yolov8" or "mobile".
         state_dict: float32, keys and order as upstream's `state_dict()`.
         anchors: pixels, one list [w, h, w, h, ...] a level; None for an anchor-free head.
+        structure: what PyTorch's layers in it do, by their path.
+        facts: what the file says of itself, for a person to read.
+        img_size: of the training's images; None where the file does not say.
     """
 
     family: str
     head: str
-    num_layers: int
     yaml: dict[str, Any]
     state_dict: dict[str, torch.Tensor]
     names: list[str]
@@ -61,6 +54,9 @@ class UpstreamModel:
     stride: list[float]
     anchors: list[list[float]] | None
     hyp: dict[str, Any]
+    structure: dict[str, Facts]
+    facts: dict[str, str]
+    img_size: int | None
 
 
 def find_models(content: Any, where: str) -> tuple[StandIn | None, StandIn | None]:
@@ -70,60 +66,89 @@ def find_models(content: Any, where: str) -> tuple[StandIn | None, StandIn | Non
         UserError: the content holds no pickled model.
     """
     if isinstance(content, StandIn):
-        return None, content
+        return None, _unwrapped(content)
     if not isinstance(content, Mapping):
         raise UserError(f"{where} holds a {type(content).__name__}, not a checkpoint; give a .pt file of a training")
-    ema, model = content.get("ema"), content.get("model")
-    ema = ema if isinstance(ema, StandIn) else None
-    model = model if isinstance(model, StandIn) else None
+    ema, model = (_unwrapped(content.get(key)) for key in ("ema", "model"))
     if ema or model:
         return ema, model
-    holders = (content, model, content.get("model"), content.get("state_dict"))
-    if any(isinstance(m, Mapping) and m and all(isinstance(v, torch.Tensor) for v in m.values()) for m in holders):
+    if plain_weights(content) is not None:
         raise UserError(
-            f"{where} holds weights without an architecture (a plain state_dict); give the training's .pt file"
+            f"{where} holds weights without an architecture (a plain state_dict); give the training's .pt file, or its "
+            "architecture too: `--cfg` in a training, `python -m engine.checkpoint convert IN OUT --cfg CFG` otherwise"
         )
-    keys = ", ".join(_printable(str(key))[:30] for key in list(content)[:8]) or "nothing"
+    keys = ", ".join(printable(key)[:30] for key in list(content)[:8]) or "nothing"
     raise UserError(
         f"{where} holds no YOLO model (found: {keys}); give a .pt file of a YOLOv5, YOLOv7 or YOLOv8 training"
     )
 
 
-def read_model(model: StandIn, where: str, file_size: int) -> UpstreamModel:
+def _unwrapped(model: Any) -> StandIn | None:
+    """A pickled model without what spreads it over several GPUs."""
+    if not isinstance(model, StandIn):
+        return None
+    inner = children(model).get("module") if model.short_name in WRAPPERS else None
+    return inner or model
+
+
+def plain_weights(content: Any) -> dict[str, torch.Tensor] | None:
+    """The weights of a file that holds a state dict, bare or under one of the usual keys; None where it holds none."""
+    if not isinstance(content, Mapping):
+        return None
+    for holder in (content, *(content.get(key) for key in WEIGHT_ENTRIES)):
+        if isinstance(holder, Mapping) and holder and all(isinstance(v, torch.Tensor) for v in holder.values()):
+            return {_unprefixed(str(key)): tensor for key, tensor in holder.items()}
+    return None
+
+
+def _unprefixed(key: str) -> str:
+    for prefix in WRAPPER_PREFIXES:
+        key = key.removeprefix(prefix)
+    return key
+
+
+def read_model(model: StandIn, entries: Mapping[str, Any], classes: set[str], where: str, size: int) -> UpstreamModel:
     """Plain values and tensors of a pickled detector.
 
     Args:
         model: the stand-in of the whole model.
+        entries: the file's top level.
+        classes: class names found in the file.
         where: the file, for error messages.
-        file_size: bytes of the file; bounds the size of the state dict.
+        size: bytes of the file; bounds the size of the state dict.
 
     Raises:
         UserError: not a detector of a supported family, or the tree contradicts itself.
     """
-    if model.short_name not in DETECTION_MODELS:
-        task = OTHER_TASKS.get(model.short_name)
-        what = f"a {task} model" if task else f"a pickled {model.class_name}"
-        raise UserError(f"{where} holds {what}; only YOLOv5, YOLOv7 and YOLOv8 detectors are supported")
-    layers = _children(model).get("model")
-    modules = _children(layers) if isinstance(layers, StandIn) else {}
+    refuse_other_models(model, where)
+    layers = children(model).get("model")
+    modules = children(layers) if isinstance(layers, StandIn) else {}
     if not modules:
         raise UserError(f"{where} holds a {model.class_name} without layers; fetch the file again")
     head = list(modules.values())[-1]
-    family = _family(model, head, where)
+    named = {module.short_name for _, module in walk(model, where)}
+    family = family_of(head, isinstance(children(head).get("m"), StandIn), named, where)
     yaml = _yaml(model, where)
     nc = _class_count(head.attributes.get("nc", model.attributes.get("nc", yaml.get("nc"))), where)
     stride = _numbers(model.attributes.get("stride", head.attributes.get("stride")))
+    activation = _activation(model, yaml, where)
+    if activation not in (None, DEFAULT_ACTIVATIONS.get(family, "nn.SiLU()")):
+        yaml.setdefault("activation", activation)
+    tensors = state_dict(model, where, size)
+    hyp = _hyp(model)
     return UpstreamModel(
         family=family,
         head=head.short_name,
-        num_layers=len(modules),
         yaml={**yaml, "nc": nc, "family": family},
-        state_dict=state_dict(model, where, file_size),
+        state_dict={key: tensor.float() if tensor.is_floating_point() else tensor for key, tensor in tensors.items()},
         names=class_names(model.attributes.get("names"), nc),
         nc=nc,
         stride=stride,
         anchors=_anchors(head, stride),
-        hyp=_hyp(model),
+        hyp=hyp,
+        structure=_structure(model, where),
+        facts=file_facts(entries, tensors) | {"release": guess_release(entries, model, head, family, classes)},
+        img_size=image_size(entries, hyp),
     )
 
 
@@ -131,21 +156,20 @@ def class_names(names: Any, nc: int) -> list[str]:
     """Class names as a list, from upstream's list or {index: name}; a class without a name gets `class<index>`."""
     given = names if isinstance(names, Mapping) else dict(enumerate(names if isinstance(names, list | tuple) else ()))
     found = (given.get(i) for i in range(nc))
-    return [
-        _printable(str(name)) if isinstance(name, str | int | float) else f"class{i}" for i, name in enumerate(found)
-    ]
+    return [printable(name) if isinstance(name, str | int | float) else f"class{i}" for i, name in enumerate(found)]
 
 
-def _printable(text: str) -> str:
-    """Text from a file as it may be shown on a terminal."""
+def printable(value: Any) -> str:
+    """A scalar from a file as it may be shown on a terminal."""
+    text = str(value) if not isinstance(value, int) or abs(value) < 1 << 64 else "a huge number"
     return "".join(c if c.isprintable() else "?" for c in text[:MAX_NAME])
 
 
 def state_dict(model: StandIn, where: str, file_size: int) -> dict[str, torch.Tensor]:
-    """The parameters and persistent buffers of a stand-in tree, in float32, by upstream's keys and order."""
+    """The parameters and persistent buffers of a stand-in tree, as stored, by upstream's keys and order."""
     tensors: dict[str, torch.Tensor] = {}
     elements_left = file_size  # weights may be shared, but not without end; they have two bytes or more
-    for prefix, module in _walk(model, where):
+    for prefix, module in walk(model, where):
         kept_out = module.attributes.get("_non_persistent_buffers_set") or ()
         for table in ("_parameters", "_buffers"):
             entries = module.attributes.get(table) or {}
@@ -159,7 +183,7 @@ def state_dict(model: StandIn, where: str, file_size: int) -> dict[str, torch.Te
                     raise UserError(
                         f"{where}: its tensors repeat themselves beyond the size of the file; it is malicious"
                     )
-                tensors[f"{prefix}{name}"] = tensor.float() if tensor.is_floating_point() else tensor
+                tensors[f"{prefix}{name}"] = tensor
     return tensors
 
 
@@ -184,7 +208,11 @@ def _plain(value: Any, depth: int, left: list[int]) -> Any:
     left[0] -= 1
     if depth < 0 or left[0] < 0:
         raise ValueError("nested without end")
-    if value is None or isinstance(value, bool | int | float | str):
+    if value is None or isinstance(value, bool | float | str):
+        return value
+    if isinstance(value, int):
+        if abs(value) > MAX_NUMBER:
+            raise ValueError("a number too large")
         return value
     if isinstance(value, Mapping):
         return {
@@ -203,7 +231,7 @@ def _plain(value: Any, depth: int, left: list[int]) -> Any:
     return repr(value)[:200]
 
 
-def _walk(model: StandIn, where: str) -> Iterator[tuple[str, StandIn]]:
+def walk(model: StandIn, where: str) -> Iterator[tuple[str, StandIn]]:
     """Every module with the prefix of its keys, a module before its children, as `nn.Module.state_dict` goes."""
     stack, met = [("", model, 0)], 0
     while stack:
@@ -212,39 +240,57 @@ def _walk(model: StandIn, where: str) -> Iterator[tuple[str, StandIn]]:
         if depth > MAX_DEPTH or met > MAX_MODULES:
             raise UserError(f"{where}: its modules are nested without end; it is damaged or malicious")
         yield prefix, module
-        for name, child in reversed(_children(module).items()):
+        for name, child in reversed(children(module).items()):
             stack.append((f"{prefix}{name[:MAX_NAME]}.", child, depth + 1))
 
 
-def _children(module: StandIn) -> dict[str, StandIn]:
-    children = module.attributes.get("_modules")
-    if not isinstance(children, Mapping):
+def children(module: StandIn) -> dict[str, StandIn]:
+    """The modules directly inside a stand-in."""
+    held = module.attributes.get("_modules")
+    if not isinstance(held, Mapping):
         return {}
-    return {str(name): child for name, child in children.items() if isinstance(child, StandIn)}
+    return {str(name): child for name, child in held.items() if isinstance(child, StandIn)}
 
 
-def _family(model: StandIn, head: StandIn, where: str) -> str:
-    """The family, from the class of the head and of the blocks: YOLOv5 and YOLOv7 share their module paths."""
-    classes = {module.short_name for _, module in _walk(model, where)}
-    later = [name for block, name in LATER_BLOCKS.items() if block in classes]
-    if later:
-        raise UserError(f"{where} holds a {later[-1]} model; only YOLOv5, YOLOv7 and YOLOv8 are supported")
-    if head.short_name in YOLOV7_HEADS:
-        return "yolov7"
-    if head.short_name != "Detect":
-        raise UserError(f"{where}: its last layer is {head.class_name}; only detection heads are supported")
-    if "DFL" in classes:
-        return "yolov8"
-    if not any(name.startswith("m.") for name, _ in _walk(head, where) if name):
-        return "mobile"  # the prediction layers are ordinary layers before the head
-    return "yolov7" if classes & YOLOV7_BLOCKS else "yolov5"
+def _structure(model: StandIn, where: str) -> dict[str, Facts]:
+    facts = ((prefix.removesuffix("."), pickled_facts(module)) for prefix, module in walk(model, where))
+    return {path: found for path, found in facts if found is not None}
+
+
+def _activation(model: StandIn, yaml: Mapping[str, Any], where: str) -> str | None:
+    """The activation of every `Conv`, as a yaml writes it: it may come from changed code instead of the yaml."""
+    blocks = (children(module).get("act") for _, module in walk(model, where) if module.short_name == "Conv")
+    return default_activation([*yaml["backbone"], *yaml["head"]], (pickled_facts(act) for act in blocks if act))
 
 
 def _yaml(model: StandIn, where: str) -> dict[str, Any]:
     found = model.attributes.get("yaml", model.attributes.get("md"))
     if not isinstance(found, Mapping) or not found.get("backbone"):
         raise UserError(f"{where}: the model has no architecture (no yaml in it); it cannot be built from this file")
-    return plain_entry({key: value for key, value in found.items() if key in KNOWN_KEYS}, where)
+    yaml = plain_entry({key: value for key, value in found.items() if key in KNOWN_KEYS}, where)
+    check_architecture(yaml, where)
+    return yaml
+
+
+def check_architecture(yaml: Mapping[str, Any], where: str) -> None:
+    """Refuses an architecture in a file that would take without end to build.
+
+    Raises:
+        UserError: it is no list of rows, or a number or text in it is beyond that of any detector.
+    """
+    for key in ("backbone", "head"):
+        rows = yaml.get(key)
+        if not isinstance(rows, list) or not all(isinstance(row, list) and len(row) == 4 for row in rows):
+            raise UserError(f"{where}: its architecture's {key!r} is no list of rows; it is damaged")
+        for row in rows:
+            texts = [text for text in row[3] if isinstance(text, str)] if isinstance(row[3], list) else []
+            if (isinstance(row[1], int) and row[1] > MAX_REPEATS) or any(len(text) > MAX_ARGUMENT for text in texts):
+                raise UserError(f"{where}: its architecture repeats a block without end; it is damaged or malicious")
+    scales = yaml.get("scales") or {}
+    depths = [scale[:1] for scale in scales.values() if isinstance(scale, list)] if isinstance(scales, dict) else []
+    for depth in (yaml.get("depth_multiple"), *(value for scale in depths for value in scale)):
+        if isinstance(depth, int | float) and not 0 < depth <= MAX_DEPTH_MULTIPLE:
+            raise UserError(f"{where}: its architecture has a depth multiple of {depth:g}; it is damaged or malicious")
 
 
 def _hyp(model: StandIn) -> dict[str, Any]:
@@ -270,7 +316,7 @@ def _numbers(value: Any) -> list[float]:
     if isinstance(value, torch.Tensor) and value.numel() <= 16:
         return [float(v) for v in value.flatten().tolist()]
     numbers = value if isinstance(value, list | tuple) and len(value) <= 16 else ()
-    return [float(v) for v in numbers if isinstance(v, int | float)]
+    return [float(v) for v in numbers if isinstance(v, int | float) and abs(v) < MAX_NUMBER]
 
 
 def _anchors(head: StandIn, stride: list[float]) -> list[list[float]] | None:

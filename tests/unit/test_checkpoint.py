@@ -26,9 +26,11 @@ from engine.checkpoint import (
     to_payload,
     transfer_weights,
 )
-from engine.checkpoint_cli import convert_checkpoint, describe
+from engine.checkpoint_cli import convert_checkpoint
+from engine.inspection import describe
 from engine.rebuild import StandIn
 from engine.upstream import plain
+from engine.upstream_writer import save_upstream
 from models.yolo import Model
 from utils.errors import UserError
 
@@ -221,7 +223,7 @@ def test_nan_weights(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"NaN in 1 of \d+ tensors \(first: model\.1\.conv\.weight\)"):
         load_checkpoint(tmp_path / "nan.pt")
     lines = "\n".join(describe(load_checkpoint(tmp_path / "nan.pt", allow_nan=True)))
-    assert "1 tensors hold NaN, first model.1.conv.weight" in lines
+    assert "1 tensors hold NaN or infinite values, first model.1.conv.weight" in lines
 
 
 # -- upstream's files --------------------------------------------------------------------------------------------------
@@ -339,10 +341,20 @@ def test_keys_are_those_of_state_dict(tmp_path: Path, upstream: Upstream) -> Non
 @pytest.mark.parametrize(
     ("model", "head", "blocks", "message"),
     [
-        ("models.yolo.SegmentationModel", "models.yolo.Segment", (), "holds a segmentation model"),
-        ("models.yolo.ClassificationModel", "models.yolo.Classify", (), "holds a classification model"),
-        (f"{ULTRALYTICS}.tasks.PoseModel", f"{MODULES}.head.Pose", (), "holds a pose model"),
-        ("models.yolo.Model", "models.yolo.Segment", (), "its last layer is models.yolo.Segment"),
+        (
+            "models.yolo.SegmentationModel",
+            "models.yolo.Segment",
+            (),
+            r"holds a model for segmentation \(SegmentationModel\), not a detector; give the detection checkpoint, such as",
+        ),
+        ("models.yolo.ClassificationModel", "models.yolo.Classify", (), "holds a model for classification"),
+        (
+            f"{ULTRALYTICS}.tasks.PoseModel",
+            f"{MODULES}.head.Pose",
+            (),
+            r"a model for poses .* yolov8n\.pt for yolov8n-pose\.pt",
+        ),
+        ("models.yolo.Model", "models.yolo.Segment", (), r"a model for segmentation \(Segment\)"),
         (f"{ULTRALYTICS}.tasks.DetectionModel", f"{MODULES}.head.Detect", (f"{MODULES}.block.C3k2",), "YOLO11"),
         ("models.common.DetectMultiBackend", "models.yolo.Detect", (), "a pickled models.common.DetectMultiBackend"),
     ],
@@ -527,13 +539,16 @@ def test_anchors_come_from_the_file_not_from_its_yaml(tmp_path: Path) -> None:
 # -- the command line --------------------------------------------------------------------------------------------------
 
 
-def test_describe_and_convert(tmp_path: Path, upstream: Upstream) -> None:
-    source, target = tmp_path / "u.pt", tmp_path / "own.pt"
-    torch.save({"ema": detector(upstream, "models.yolo.Model", "models.yolo.Detect")}, source)
-    text = "\n".join(describe(load_checkpoint(source)))
+def test_describe_an_upstream_file(tmp_path: Path, upstream: Upstream) -> None:
+    torch.save({"ema": detector(upstream, "models.yolo.Model", "models.yolo.Detect")}, tmp_path / "u.pt")
+    text = "\n".join(describe(load_checkpoint(tmp_path / "u.pt")))
     # A 1x1 convolution 3 -> 4 (16), a prediction layer 4 -> 21 (105); buffers are not parameters.
-    for part in ("upstream", "yolov5", "Detect", "121 parameters", "2: cat, dog", "models.yolo.Model", "lr0=0.02"):
+    for part in ("upstream", "head Detect", "121 parameters", "2: cat, dog", "models.yolo: Detect, Model", "lr0=0.02"):
         assert part in text
+
+
+def test_convert(tmp_path: Path) -> None:
+    source, target = save_upstream(tiny(), tmp_path / "u.pt"), tmp_path / "own.pt"
     convert_checkpoint(source, target)
     assert json.dumps(torch.load(target, weights_only=True)["model"]["yaml"])
     assert load_checkpoint(target).kind == "own"

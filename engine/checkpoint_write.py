@@ -1,0 +1,83 @@
+"""Writes .pt files: tensors and plain values, as a whole or not at all."""
+
+from __future__ import annotations
+
+import os
+import pickle
+from collections import OrderedDict
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from engine.upstream import MAX_DEPTH
+from utils.errors import UserError
+from utils.paths import replacing
+
+FORMAT = "yolo-distill"
+FORMAT_VERSION = 1
+
+
+def save_checkpoint(path: str | Path, payload: Mapping[str, Any]) -> None:
+    """Writes an own checkpoint so that the file is always either the old one or the complete new one.
+
+    The format and its version are added to the payload. Tensors are stored on the CPU and without the rest of a storage
+    that they are a view of.
+
+    Args:
+        path: the file; its folder must exist.
+        payload: see docs/checkpoints.md; tensors and plain values only.
+
+    Raises:
+        UserError: a value is neither a tensor nor plain (its key is named), or the file cannot be written.
+    """
+    write_archive(Path(path), _storable({"format": FORMAT, "format_version": FORMAT_VERSION, **payload}, "", ()))
+
+
+def write_archive(path: Path, content: Any, pickle_module: Any = pickle) -> None:
+    """Writes a value as PyTorch's container, so that the file is always either the old one or the complete new one.
+
+    Args:
+        path: the file; its folder must exist.
+        content: anything that the pickler of `pickle_module` can write.
+        pickle_module: as in `torch.save`.
+
+    Raises:
+        UserError: the file cannot be written.
+    """
+    try:
+        with replacing(path, "wb") as stream:
+            torch.save(content, stream, pickle_module=pickle_module)
+            stream.flush()
+            os.fsync(stream.fileno())  # or a power cut could leave neither the old file nor the new one
+    except (OSError, RuntimeError) as error:  # PyTorch makes a RuntimeError of a full disk's OSError
+        cause = error if isinstance(error, OSError) else error.__context__
+        reason = getattr(cause, "strerror", None) or str(error).splitlines()[0]
+        raise UserError(
+            f"checkpoint {str(path)!r} cannot be written: {reason}; free disk space or choose another --project "
+            "(an earlier file of that name is unchanged)"
+        ) from error
+
+
+def _storable(value: Any, key: str, parents: tuple[int, ...]) -> Any:
+    """`value` as it is written: tensors on the CPU, everything else plain."""
+    if value is None or type(value) in (bool, int, float, str, bytes):
+        return value
+    if isinstance(value, torch.Tensor):
+        tensor = value.detach().cpu()
+        return tensor.clone() if tensor.untyped_storage().nbytes() > tensor.numel() * tensor.element_size() else tensor
+    if id(value) in parents or len(parents) > MAX_DEPTH:
+        raise UserError(f"checkpoint entry {key[:80]!r} contains itself, or is nested too deeply; store plain values")
+    parents = (*parents, id(value))
+    if type(value) in (dict, OrderedDict):
+        for name in value:
+            if type(name) not in (str, int, float, bool):
+                raise UserError(
+                    f"checkpoint entry {key!r} has the key {name!r} of type {type(name).__name__}; use text"
+                )
+        return {name: _storable(item, f"{key}.{name}" if key else str(name), parents) for name, item in value.items()}
+    if type(value) in (list, tuple):
+        return type(value)(_storable(item, f"{key}[{i}]", parents) for i, item in enumerate(value))
+    kind = f"{type(value).__module__}.{type(value).__name__}"
+    raise UserError(f"checkpoint entry {key!r} is a {kind}; only tensors and plain values are stored")
