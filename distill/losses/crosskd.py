@@ -61,6 +61,11 @@ class CrossKD(FeatureLoss):
             raise DistillError("crosskd imitates the teacher's predictions; give teacher_head")
         if at not in (0, 1, 2):
             raise DistillError(f"kd_losses.crosskd: at is {at!r}; expected 0, 1 or 2")
+        if not setup.same_images:
+            raise DistillError(
+                "crosskd compares what one head makes of both networks' features, but the teacher sees the "
+                "images at another size; leave the teacher's image size out, or use output, soft_label or box"
+            )
         super().__init__(setup, [nn.Identity() for _ in setup.levels])
         self.crossing = make_crossing(setup, at)
         self.view = setup.teacher_view
