@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from .at import AttentionTransfer
 from .base import DistillationLoss
+from .bckd import BCKD
 from .box import Box
+from .crosskd import CrossKD
 from .cwd import CWD
 from .fbkd import FBKD
 from .fgd import FGD
@@ -27,10 +29,12 @@ LOSSES: dict[str, type[DistillationLoss]] = {
     "fbkd": FBKD,
     "l2": L2,
     "score_l2": ScoreL2,
+    "crosskd": CrossKD,
     # on the output
     "output": Output,
     "soft_label": SoftLabel,
     "box": Box,
     "ld": LD,
+    "bckd": BCKD,
     "self_distillation": SelfDistillation,
 }
