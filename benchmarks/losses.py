@@ -2,13 +2,12 @@
 
     python -m benchmarks.losses --batch-size 16 --img-size 640 --boxes 3 12 50 100
 
-Both versions of a loss run in turn on the same inputs, so the ratios hold whatever else the machine does.
+Both versions of a loss run in turn on the same inputs, and the best round of each counts.
 """
 
 from __future__ import annotations
 
 import argparse
-import statistics
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -16,6 +15,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+from benchmarks.memory import PeakMemory
 from benchmarks.reference_losses import reference_simota, reference_yolov5, reference_yolov8
 from losses import SimOTAAuxLoss, SimOTALoss, YOLOv5Loss, YOLOv8Loss
 from utils.device import synchronize
@@ -65,7 +65,7 @@ def make_case(name: str, batch_size: int, size: int, device: torch.device) -> tu
 def measure(
     versions: Sequence[Callable[[], Tensor]], maps: list[Tensor], repeats: int, device: torch.device
 ) -> list[tuple[float, float]]:
-    """Median milliseconds (forward, backward) of each version, run in turn after one round to warm up."""
+    """Least milliseconds (forward, backward) of each version, run in turn after one round to warm up."""
     times: list[list[tuple[float, float]]] = [[] for _ in versions]
     for _ in range(repeats + 1):
         for version, record in zip(versions, times):
@@ -78,9 +78,33 @@ def measure(
             synchronize(device)
             record.append((1e3 * (middle - start), 1e3 * (time.perf_counter() - middle)))
     return [
-        (statistics.median(forward for forward, _ in record[1:]), statistics.median(back for _, back in record[1:]))
-        for record in times
+        (min(forward for forward, _ in record[1:]), min(backward for _, backward in record[1:])) for record in times
     ]
+
+
+def peak_mebibytes(version: Callable[[], Tensor]) -> float:
+    """What a forward pass holds at most beside its inputs."""
+    with PeakMemory() as memory:
+        version()
+    return memory.peak / 2**20
+
+
+def print_rows(name: str, arguments: argparse.Namespace, device: torch.device) -> None:
+    """Times and memory of one loss on one device, a row for each number of boxes."""
+    loss, maps = make_case(name, arguments.batch_size, arguments.img_size, device)
+    for boxes in arguments.boxes:
+        targets = make_targets(arguments.batch_size, boxes, torch.Generator().manual_seed(1))
+        versions = [
+            partial(lambda *inputs: loss(*inputs)[0], maps, targets),
+            partial(LOSSES[name][1], loss, maps, targets.to(device)),
+        ]
+        (ours, ours_back), (plain, plain_back) = measure(versions, maps, arguments.repeats, device)
+        print(
+            f"{name:<12}{boxes:>6}{ours:>10.1f}{ours_back:>10.1f}{peak_mebibytes(versions[0]):>8.0f}"
+            f"{plain:>12.1f}{plain_back:>10.1f}{peak_mebibytes(versions[1]):>8.0f}"
+            f"{plain / ours:>9.1f} x{(plain + plain_back) / (ours + ours_back):>7.1f} x",
+            flush=True,
+        )
 
 
 def main() -> None:
@@ -90,29 +114,20 @@ def main() -> None:
     parser.add_argument("--img-size", type=int, default=640)
     parser.add_argument("--boxes", nargs="+", type=int, default=[3, 12, 50, 100], help="boxes an image")
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--device", nargs="+", help="devices one after the other; default: cpu, and cuda where it is")
     parser.add_argument("--threads", type=int, default=2)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    device = torch.device(arguments.device)
 
-    print(f"batch {arguments.batch_size}, {arguments.img_size} px, {NUM_CLASSES} classes, {device}; milliseconds")
-    print(
-        f"{'loss':<12}{'boxes':>6}{'forward':>10}{'backward':>10}{'plain: forward':>20}{'backward':>10}{'ratios':>16}"
-    )
-    for name in arguments.losses:
-        loss, maps = make_case(name, arguments.batch_size, arguments.img_size, device)
-        reference = LOSSES[name][1]
-        for boxes in arguments.boxes:
-            targets = make_targets(arguments.batch_size, boxes, torch.Generator().manual_seed(1))
-            versions = [
-                partial(lambda loss, *inputs: loss(*inputs)[0], loss, maps, targets),
-                partial(reference, loss, maps, targets.to(device)),
-            ]
-            (ours, ours_back), (plain, plain_back) = measure(versions, maps, arguments.repeats, device)
-            ratios = f"{plain / ours:6.1f} x {(plain + plain_back) / (ours + ours_back):6.1f} x"
-            print(f"{name:<12}{boxes:>6}{ours:>10.1f}{ours_back:>10.1f}{plain:>20.1f}{plain_back:>10.1f}{ratios:>16}")
-    print("ratio: forward alone, then forward and backward together")
+    for device in arguments.device or ["cpu", "cuda"][: 1 + torch.cuda.is_available()]:
+        print(f"batch {arguments.batch_size}, {arguments.img_size} px, {NUM_CLASSES} classes, {device}; milliseconds")
+        print(
+            f"{'loss':<12}{'boxes':>6}{'forward':>10}{'backward':>10}{'MiB':>8}"
+            f"{'plain':>12}{'backward':>10}{'MiB':>8}{'forward':>11}{'both':>9}"
+        )
+        for name in arguments.losses:
+            print_rows(name, arguments, torch.device(device))
+    print("MiB: most held at once in forward beside the inputs; the last columns are plain / ours")
 
 
 if __name__ == "__main__":

@@ -137,12 +137,13 @@ def simota_matches(
         taken, target = dynamic_k_matching(
             torch.cat(boxes), torch.cat(scores), target_boxes, targets[own, 1].long(), loss.topk, stable
         )
-        level_of = torch.cat([torch.full((len(level_rows),), level) for level, level_rows in enumerate(rows)])[taken]
+        sizes = torch.tensor([len(level_rows) for level_rows in rows], device=taken.device)
+        level_of = torch.arange(len(rows), device=taken.device).repeat_interleave(sizes)[taken]
         kept = torch.cat(rows)[taken]
         kept[:, 4] = own[target]
         for level in range(len(predictions)):
             matched[level].append(kept[level_of == level])
-    empty = torch.zeros(0, 5, dtype=torch.long)
+    empty = torch.zeros(0, 5, dtype=torch.long, device=targets.device)
     return [torch.cat(level_rows) if level_rows else empty for level_rows in matched]
 
 
