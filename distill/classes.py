@@ -12,6 +12,8 @@ from torch.nn import functional as F
 from .context import HeadSpec
 from .errors import DistillError
 
+_LEAST_GAP = 1e-6
+"""Logits nearer than this count as equal."""
 _SHOWN = 8
 """Class names that a message lists."""
 
@@ -151,9 +153,10 @@ def restricted_objectness(obj: Tensor, best: Tensor, best_common: Tensor) -> Ten
         obj: objectness logits.
         best, best_common: logits of the likeliest of all classes, and of the common ones.
     """
-    gap = (best - best_common).clamp(min=1e-6)  # where 0, the second summand vanishes; its slope must stay finite
-    lost = torch.log(-torch.expm1(-gap)) - best_common
-    return F.softplus(-best) - torch.logaddexp(F.softplus(-best_common) - obj, lost)
+    gap = best - best_common
+    lost = torch.log(-torch.expm1(-gap.clamp(min=_LEAST_GAP))) - best_common
+    restricted = F.softplus(-best) - torch.logaddexp(F.softplus(-best_common) - obj, lost)
+    return torch.where(gap > _LEAST_GAP, restricted, obj)
 
 
 def compare_heads(student: HeadSpec, teacher: HeadSpec) -> tuple[HeadView, HeadView, str]:
