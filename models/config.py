@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from models.registry import YOLOV7_ONLY
+from models.registry import ELSEWHERE, YOLOV7_ONLY
 from utils.errors import UserError, unknown_name
 from utils.logging import LOGGER
 from utils.yaml_io import check_keys, load_yaml
@@ -204,6 +204,11 @@ def _read_row(index: int, row: Any, where: str) -> Row:
     source, repeats, module, arguments = row
     if not isinstance(module, str):
         raise UserError(f"{where}: the module must be a name, found {module!r}")
+    if module in ELSEWHERE:
+        raise UserError(
+            f"{where} ({module}): this module is {ELSEWHERE[module]}; "
+            "here are detectors of the YOLOv5, YOLOv7 and YOLOv8 families"
+        )
     if isinstance(repeats, bool) or not isinstance(repeats, int) or repeats < 1:
         raise UserError(
             f"{where} ({module}): the number of repeats must be an integer of at least 1, found {repeats!r}"

@@ -161,7 +161,10 @@ FAMILY_BLOCKS: dict[str, dict[str, Block]] = {
         "MixConv2d": Block(partial(conv.MixConv2d, dense=True)),
         "nn.ConvTranspose2d": Block(nn.ConvTranspose2d, widths=0),
     },
-    "mobile": {"Conv": Block(conv.Conv, order=("kernel", "stride", "groups", "activation"))},
+    "mobile": {
+        "Conv": Block(conv.Conv, order=("kernel", "stride", "groups", "activation")),
+        "BottleneckCSP": Block(partial(bottleneck.BottleneckCSP, leaky=True), repeats=True),
+    },
     "yolov8": {
         "Bottleneck": Block(
             partial(bottleneck.Bottleneck, kernels=(3, 3)), order=("shortcut", "groups", "kernels", "expansion")

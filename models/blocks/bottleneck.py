@@ -232,7 +232,11 @@ class RepC3(nn.Module):
 
 
 class BottleneckCSP(nn.Module):
-    """The first cross-stage-partial block: two bare 1 x 1 convolutions end in a BatchNorm that their outputs share."""
+    """The first cross-stage-partial block: two bare 1 x 1 convolutions end in a BatchNorm that their outputs share.
+
+    Args:
+        leaky: the activation behind that BatchNorm is LeakyReLU(0.1), as in the first YOLOv5, not SiLU.
+    """
 
     def __init__(
         self,
@@ -243,6 +247,7 @@ class BottleneckCSP(nn.Module):
         groups: int = 1,
         expansion: float = 0.5,
         kernels: tuple[IntPair, IntPair] = (1, 3),
+        leaky: bool = False,
     ) -> None:
         super().__init__()
         hidden = int(out_channels * expansion)
@@ -251,8 +256,7 @@ class BottleneckCSP(nn.Module):
         self.cv3 = nn.Conv2d(hidden, hidden, 1, bias=False)
         self.cv4 = Conv(2 * hidden, out_channels)
         self.bn: nn.Module = nn.BatchNorm2d(2 * hidden)
-        self.act: nn.Module = nn.SiLU()
-        self.default_act = True
+        self.act: nn.Module = nn.LeakyReLU(0.1) if leaky else nn.SiLU()
         self.m = nn.Sequential(*(Bottleneck(hidden, hidden, shortcut, groups, kernels, 1.0) for _ in range(repeats)))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:

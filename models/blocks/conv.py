@@ -143,7 +143,6 @@ class ConvTranspose(nn.Module):
         self.conv_transpose = nn.ConvTranspose2d(in_channels, out_channels, kernel, stride, padding, bias=not batchnorm)
         self.bn = nn.BatchNorm2d(out_channels) if batchnorm else nn.Identity()
         self.act = make_activation(activation)
-        self.default_act = activation is True
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.act(self.bn(self.conv_transpose(x)))
