@@ -27,7 +27,7 @@ def _norms(model: nn.Module) -> list[nn.modules.batchnorm._BatchNorm]:
 
 
 class SparsityLoss(nn.Module):
-    """The sum of all BatchNorm scales' absolute values (Liu et al., Network Slimming, 2017), an extra loss of a training.
+    """The sum of all BatchNorm scales' absolute values (Liu et al., Network Slimming, 2017), as an extra loss.
 
     It has no parameters of its own: those that it acts on are the model's.
 
@@ -59,7 +59,7 @@ class SparsityLoss(nn.Module):
     def forward(
         self, images: Tensor, predictions: Any, features: list[Tensor], targets: Tensor
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """The penalty times the batch size, as the detection loss; for one image under its name, with the mean scale."""
+        """The penalty times the batch size, as the detection loss; that of one image, and the mean scale, as items."""
         scales = torch.cat([scale.float() for scale in self.scales]).abs()
         penalty = self.strength * self.factor * scales.sum()
         return penalty * len(images), {"sparsity/l1": penalty.detach(), "scales/mean": scales.mean().detach()}

@@ -173,7 +173,7 @@ def _write_image(path: Path, image: np.ndarray) -> None:
 
 
 @contextmanager
-def _figure(path: Path, rows: int, columns: int, size: tuple[float, float]) -> Iterator[np.ndarray]:
+def open_figure(path: Path, rows: int, columns: int, size: tuple[float, float]) -> Iterator[np.ndarray]:
     """The axes (rows, columns) of a figure that is written to `path` at the end; `size` is of one axes, in inches."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -236,7 +236,7 @@ def plot_results(csv_path: str | Path) -> None:
     best = _best_epoch(columns, epochs)
     across = min(len(panels), 4)
     down = -(-len(panels) // across)
-    with _figure(csv_path.with_name("results.png"), down, across, (3.6, 2.7)) as axes:
+    with open_figure(csv_path.with_name("results.png"), down, across, (3.6, 2.7)) as axes:
         for axis, (title, lines) in zip(axes.flat, panels.items()):
             for label, column in lines.items():
                 known = ~np.isnan(columns[column])
@@ -268,7 +268,7 @@ def _plot_curves(
     path: Path, x: np.ndarray, curves: np.ndarray, labels: Sequence[str], mean_label: str, axis_names: tuple[str, str]
 ) -> None:
     """One thin line for each class (k, 1000) and a bold one for their mean; both axes go from 0 to 1."""
-    with _figure(path, 1, 1, (7.5, 5)) as axes:
+    with open_figure(path, 1, 1, (7.5, 5)) as axes:
         axis = axes[0, 0]
         named = 1 < len(curves) <= MAX_LEGEND
         for k, (curve, label) in enumerate(zip(curves, labels)):
@@ -310,7 +310,7 @@ def plot_confusion_matrix(confusion: ConfusionMatrix, names: Sequence[str], path
     shares = confusion.normalized()
     labels = [*names, "background"]
     side = float(np.clip(2.5 + 0.45 * len(labels), 5, 18))
-    with _figure(Path(path), 1, 1, (side + 1, side)) as axes:
+    with open_figure(Path(path), 1, 1, (side + 1, side)) as axes:
         axis = axes[0, 0]
         axis.grid(False)
         picture = axis.imshow(np.where(confusion.matrix > 0, shares, np.nan), cmap="Blues", vmin=0, vmax=1)
