@@ -58,7 +58,7 @@ def test_joint_logits_are_those_of_the_product() -> None:
 
 
 def test_nearest_anchor_is_that_of_the_smaller_ratio() -> None:
-    """A box of 16 x 16: 2 times 8 x 8 in both sides, 1/2 and 1 of 32 x 16; equal, the first. 20 x 16 is nearer 32 x 16."""
+    """A box of 16 x 16: 2 times 8 x 8, 1/2 and 1 of 32 x 16; equal, the first. 20 x 16 is nearer 32 x 16."""
     boxes = torch.tensor([[[0.0, 0, 16, 16], [0, 0, 20, 16], [0, 0, 4, 4], [3, 3, 3, 3]]])
     assert nearest_anchor(boxes, torch.tensor(ANCHORS)).tolist() == [[0, 1, 0, 0]]
 
@@ -80,7 +80,7 @@ def test_the_student_answers_with_the_anchor_of_that_shape() -> None:
     assert t.box[0, 3].tolist() == [2, 1, 2, 1] and s.box[0, 3].tolist() == [2, 1, 2, 1]
     assert s.obj is None and t.obj is None
     torch.testing.assert_close(s.cls.sigmoid(), torch.full((1, 4, NC), 1 / (1 + math.e**4) / (1 + math.e**2)))
-    (s.box.sum() + s.cls.sum()).backward()
+    (s.box @ torch.arange(1.0, 5) + s.cls.sum(-1)).sum().backward()
     assert student.grad is not None and not student.grad[:, 0].any() and bool(student.grad[:, 1].all())
 
 
