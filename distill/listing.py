@@ -35,7 +35,8 @@ def layer_rows(model: nn.Module, image_hw: tuple[int, int], who: str) -> list[li
 
 
 def _row(index: int, layer: nn.Module, feature: object, image_hw: tuple[int, int]) -> list[str]:
-    block = str(getattr(layer, "type", type(layer).__name__)).rsplit(".", 1)[-1]
+    named = getattr(layer, "type", None)  # of any other module it is a method
+    block = named if isinstance(named, str) else type(layer).__name__
     if not isinstance(feature, Tensor) or feature.ndim != 4:
         return [str(index), block, "-", "-"]
     return [str(index), block, str(feature.shape[1]), f"{image_hw[0] / feature.shape[2]:g}"]
