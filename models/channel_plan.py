@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from models.parser import PROBE_SIZE, gather_inputs
+from models.parser import gather_inputs
 from utils.errors import UserError
 
 PLAN_KEY = "channel_plan"
@@ -128,13 +128,13 @@ def _resize_batchnorm(module: nn.BatchNorm2d, width: int) -> None:
 
 @torch.no_grad()
 def check_plan(layers: nn.Sequential, in_channels: int, where: str) -> None:
-    """Tries all layers on an empty batch.
+    """Tries all layers on a small image: an empty batch would not show that a BatchNorm does not fit.
 
     Raises:
         UserError: two layers do not fit each other; names the first that does not fit what it reads.
     """
-    batch = 1 if torch.empty(0).is_meta else 0
-    x = torch.zeros(batch, in_channels, PROBE_SIZE, PROBE_SIZE)
+    side = int(max(layers[-1].strides))  # type: ignore[arg-type]
+    x = torch.zeros(1, in_channels, side, side)
     outputs: list[Any] = []
     layers.eval()
     for index, layer in enumerate(layers):

@@ -161,6 +161,7 @@ class Channels:
     def __init__(self, model: nn.Module, nodes: Sequence[Node]) -> None:
         self.names: dict[Any, str] = {module: name for name, module in model.named_modules()}
         self.names |= {parameter: name for name, parameter in model.named_parameters()}
+        self.rank = {name: number for number, name in enumerate(self.names.values())}
         self.nodes = nodes
         self.node_of = {node.grad_fn: node for node in nodes}
         self.parent: list[int] = []
@@ -293,13 +294,15 @@ class Channels:
         in_part: dict[Node, dict[int, list[int]]] = defaultdict(lambda: defaultdict(list))
         for (placed, parts, reason), members in alike.items():
             ports = [(place, self._port(*place)) for place, _ in placed if place[0].module in self.names]
+            ports.sort(key=lambda one: self.rank[one[1].name])
             if all(port.side == "in" for _, port in ports):
                 continue  # channels of the image
             for node, part in dict.fromkeys(parts):
                 in_part[node][part].append(len(segments))
             places_of = {port: torch.tensor([member[place] for member in members]) for place, port in ports}
             segments.append(Segment(places_of, reason))
-        return _tie(segments, list(in_part.values()))
+        groups = _tie(segments, list(in_part.values()))
+        return sorted(groups, key=lambda group: self.rank[group.name])
 
     def _port(self, node: Node, side: str) -> Port:
         module = node.module

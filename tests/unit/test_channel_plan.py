@@ -16,7 +16,7 @@ from engine.state import model_entry
 from models.channel_plan import PLAN_KEY, plan_from_state_dict
 from models.yolo import Model, with_channel_plan
 from pruning import prune
-from tests.unit.architectures import TINY, tiny_mobile, tiny_yolov5, tiny_yolov7
+from tests.unit.architectures import TINY, tiny_mobile, tiny_yolov5
 from utils.errors import UserError
 
 IMAGE = torch.zeros(1, 3, 64, 64)
@@ -140,4 +140,3 @@ def test_depthwise_convolutions_change_their_groups() -> None:
     width = model.state_dict()[weight].shape[0]
     plan = plan_from_state_dict(model, {weight: torch.zeros(width - 2, 1, 3, 3)})
     assert plan == {"model.0.conv.1.0": [width - 2, width - 2]}
-    assert tiny_yolov7()["nc"] == 3

@@ -181,7 +181,6 @@ def test_taylor_predicts_what_a_closed_gate_costs() -> None:
     def loss(network: nn.Module, images: Tensor) -> Tensor:
         return network(images).square().mean()
 
-    scores = Taylor(model, [batch], loss)(only_group(model.double()).segments[0]) if False else None
     groups = [g for g in trace_groups(model, IMAGE.double(), run_for_outputs) if not g.reason]
     scores = Taylor(model, [batch], loss)(groups[0].segments[0])
     step = 1e-6
@@ -292,9 +291,9 @@ def test_each_target_is_reached_and_hardly_exceeded(by: str) -> None:
 def test_a_target_of_latency_is_measured() -> None:
     model = Wired(torch.add)
     for layer in (model.a, model.b):
-        layer[0], layer[1] = nn.Conv2d(3, 256, 3), nn.BatchNorm2d(256)
-    model.last = nn.Conv2d(256, 64, 3)
-    image = torch.zeros(1, 3, 32, 32)
+        layer[0], layer[1] = nn.Conv2d(3, 128, 3), nn.BatchNorm2d(128)
+    model.last = nn.Conv2d(128, 64, 3)
+    image = torch.zeros(1, 3, 24, 24)
     full = copy.deepcopy(model).eval()
     prune(model, 0.3, by="latency", image=image, min_keep=0.05)
     slow, fast = measure_latency([full, model.eval()], image)
@@ -433,7 +432,7 @@ def test_sensitivity_cuts_one_group_at_a_time() -> None:
     groups = trace_groups(model, IMAGE, run_for_outputs)
 
     def scales_left(network: nn.Module) -> float:
-        return float(network.get_submodule("bn").weight.sum())
+        return float(network.get_submodule("bn").weight.detach().sum())
 
     rows = list(sensitivity(model, groups, BatchNormScale(model), scales_left, (0.25, 0.5)))
     assert [(row.channels, row.share, row.value) for row in rows] == [(4, 0.25, 9), (4, 0.5, 7)]
