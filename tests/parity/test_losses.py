@@ -101,7 +101,7 @@ def test_equal_costs_decide_the_value(case_name: str) -> None:
     """Copies of a candidate cell cost the same, and which of them a box takes changes the loss.
 
     A device, or a compiled graph, takes the first one. `torch.topk` on the CPU, which the original asks, does not follow
-    any order (`TestSimOTAMatching.test_no_order_of_the_candidates_explains_torch_topk`); here that is worth up to 1 %.
+    any order (`TestSimOTAMatching.test_no_order_of_the_candidates_explains_torch_topk`); here that is worth 0.1 to 0.4 %.
     """
     case = Case(case_name, "yolov7/ComputeLossOTA/default")
     loss = case.anchor_loss()
@@ -109,7 +109,7 @@ def test_equal_costs_decide_the_value(case_name: str) -> None:
         first_of_equals = reference_simota(loss, case.maps, case.targets, stable=True).item()
         as_original = reference_simota(loss, case.maps, case.targets).item()
     assert as_original == pytest.approx(case.result["total"], rel=1e-12)
-    assert 1e-6 < abs(first_of_equals / case.result["total"] - 1) < 1e-2
+    assert 5e-4 < abs(first_of_equals / case.result["total"] - 1) < 5e-3
 
 
 def test_images_that_are_not_square() -> None:
