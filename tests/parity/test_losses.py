@@ -100,8 +100,8 @@ def test_anchor_losses(case_name: str, key: str, dtype: torch.dtype, rtol: float
 def test_equal_costs_decide_the_value(case_name: str) -> None:
     """Copies of a candidate cell cost the same, and which of them a box takes changes the loss.
 
-    A device, or a compiled graph, takes the first one. `torch.topk` on the CPU, which the original asks, does not follow
-    any order (`TestSimOTAMatching.test_no_order_of_the_candidates_explains_torch_topk`); here that is worth 0.1 to 0.4 %.
+    A GPU, or a compiled graph, takes the first one. `torch.topk` on the CPU, which the original asks, follows no order
+    (`TestSimOTAMatching.test_no_order_of_the_candidates_explains_torch_topk`); here that is worth 0.1 to 0.4 %.
     """
     case = Case(case_name, "yolov7/ComputeLossOTA/default")
     loss = case.anchor_loss()
