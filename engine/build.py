@@ -17,7 +17,7 @@ from data.dataset import DetectionDataset
 from data.labels import DatasetIndex, build_index
 from data.loader import DetectionLoader, create_loader
 from data.unlabeled import MixedLoader, add_unlabelled
-from engine.checkpoint import Checkpoint, load_checkpoint, transfer_weights
+from engine.checkpoint import Checkpoint, fitted_yaml, load_checkpoint, transfer_weights
 from engine.config import Hyp, TrainOptions
 from engine.distributed import World, main_first
 from models.yolo import Model
@@ -38,8 +38,8 @@ def build_model(options: TrainOptions, hyp: Hyp, nc: int, names: Sequence[str]) 
         raise UsageError(
             "nothing to train: give --cfg (an architecture, from scratch) or --weights (a checkpoint to start from)"
         )
-    checkpoint = load_checkpoint(options.weights) if options.weights else None
-    source: Any = options.cfg or (checkpoint.yaml if checkpoint else None)
+    checkpoint = load_checkpoint(options.weights, architecture=not options.cfg) if options.weights else None
+    source: Any = options.cfg or (fitted_yaml(checkpoint) if checkpoint else None)
     model = Model(source, ch=3, nc=nc, anchors=hyp.anchors)
     if model.yaml["ch"] != 3:
         raise UserError(f"{options.cfg or options.weights} is for images of {model.yaml['ch']} channels; set `ch: 3`")

@@ -325,6 +325,15 @@ def fitted_model(checkpoint: Checkpoint) -> Model:
     return model
 
 
+def fitted_yaml(checkpoint: Checkpoint) -> dict[str, Any]:
+    """The architecture of a checkpoint, with the channel plan that the weights of an upstream file may need.
+
+    Raises:
+        UserError: as `fitted_model`.
+    """
+    return fitted_model(checkpoint).yaml if checkpoint.kind == "upstream" else checkpoint.yaml
+
+
 def _filled(checkpoint: Checkpoint, yaml: dict[str, Any], where: str) -> tuple[Model, TransferReport]:
     """A model of this architecture with whatever weights of the checkpoint fit it."""
     from models.yolo import Model

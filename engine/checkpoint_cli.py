@@ -5,7 +5,15 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from engine.checkpoint import Checkpoint, fitted_model, interpret, load_checkpoint, save_checkpoint, to_payload
+from engine.checkpoint import (
+    Checkpoint,
+    fitted_model,
+    fitted_yaml,
+    interpret,
+    load_checkpoint,
+    save_checkpoint,
+    to_payload,
+)
 from engine.inspection import describe, describe_unknown
 from engine.unpickle import unpickle
 from utils.cli import CommandParser
@@ -69,7 +77,7 @@ def convert_checkpoint(source: str | Path, target: str | Path, half: bool = Fals
     elif cfg is not None:
         raise UsageError(f"{str(source)!r} has an architecture of its own; leave out --cfg")
     else:
-        checkpoint = replace(checkpoint, yaml=fitted_model(checkpoint).yaml)
+        checkpoint = replace(checkpoint, yaml=fitted_yaml(checkpoint))
     save_checkpoint(target, to_payload(checkpoint, half))
 
 
