@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import statistics
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -24,9 +22,9 @@ from engine.evaluate import evaluate
 from engine.experiment import Experiment
 from engine.predict import Predictor
 from engine.runfolder import environment
-from models.yolo import Model
+from pruning.size import measure_latency
 from utils.boxes import cxcywh_to_xyxy
-from utils.device import select_device, synchronize
+from utils.device import select_device
 from utils.logging import LOGGER
 from utils.paths import replacing
 from utils.plots import draw_boxes
@@ -49,7 +47,8 @@ def evaluate_runs(experiment: Experiment, runs: Sequence[Run]) -> list[dict[str,
     config = ensure_dataset(load_dataset_config(experiment.data))
     index = build_index(getattr(config, experiment.split), config.nc, prefix=experiment.split)
     models = [load_model(run.weights, device=device, fuse=True) for run in runs]
-    times = latencies(models, experiment.img_size, device)
+    image = torch.rand(1, 3, experiment.img_size, experiment.img_size, device=device)
+    times = measure_latency(models, image)
     rows = []
     for run, model, seconds in zip(runs, models, times):
         LOGGER.info(f"evaluating {run.role}, seed {run.seed}")
@@ -70,22 +69,6 @@ def evaluate_runs(experiment: Experiment, runs: Sequence[Run]) -> list[dict[str,
             }
         )
     return rows
-
-
-def latencies(models: Sequence[Model], img_size: int, device: torch.device, rounds: int = 30) -> list[float]:
-    """Median seconds of a forward pass of one image for each model, measured in turns."""
-    image = torch.rand(1, 3, img_size, img_size, device=device)
-    seconds: list[list[float]] = [[] for _ in models]
-    with torch.inference_mode():
-        for turn in range(rounds + 5):
-            for number, model in enumerate(models):
-                synchronize(device)
-                began = time.perf_counter()
-                model(image)
-                synchronize(device)
-                if turn >= 5:  # the first turns warm up
-                    seconds[number].append(time.perf_counter() - began)
-    return [statistics.median(values) for values in seconds]
 
 
 def write_report(experiment: Experiment, rows: list[dict[str, Any]], folder: Path) -> str:
