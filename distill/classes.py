@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .context import HeadSpec
-from .errors import DistillError
+from .errors import DistillError, unknown_name
 
 _LEAST_GAP = 1e-6
 """Logits nearer than this count as equal."""
@@ -32,16 +32,23 @@ class ClassMatch:
     note: str = ""
 
 
-def match_classes(student: HeadSpec, teacher: HeadSpec) -> ClassMatch:
+def match_classes(student: HeadSpec, teacher: HeadSpec, wanted: Sequence[str] | None = None) -> ClassMatch:
     """Matches the classes of two heads by name, whatever its case and the blanks around it.
 
     Where a head has no names, or only the numbers that a model has by default, equally many classes are matched by
     index.
 
+    Args:
+        student, teacher: the heads.
+        wanted: names of the classes to compare, of those that both have; None: all of them.
+
     Raises:
-        DistillError: no class is common, or there are no names to match unequal numbers of classes by.
+        DistillError: a wanted class is not in both heads, no class is common, or there are no names to match unequal
+            numbers of classes by.
     """
     unnamed = [who for who, head in (("student", student), ("teacher", teacher)) if _unnamed(head)]
+    if unnamed and wanted is not None:
+        raise DistillError(f"classes are chosen by name, and the {unnamed[0]}'s have none; name them in its data set")
     if unnamed and student.num_classes != teacher.num_classes:
         raise DistillError(
             f"the student has {student.num_classes} classes, the teacher {teacher.num_classes}, and the "
@@ -61,7 +68,23 @@ def match_classes(student: HeadSpec, teacher: HeadSpec) -> ClassMatch:
             "name the same things alike in the data set's yaml, or distil features only"
         )
     ours, theirs = (tuple(side) for side in zip(*pairs))
-    return ClassMatch(ours, theirs, _left_out(student, ours, teacher, theirs))
+    note = _left_out(student, ours, teacher, theirs)
+    if wanted is not None:
+        ours, theirs = (tuple(side) for side in zip(*_chosen(pairs, _plain_names(student), wanted)))
+        note = f"of the common classes this teacher teaches {_listed([_names(student)[index] for index in ours])}"
+    return ClassMatch(ours, theirs, note)
+
+
+def _chosen(pairs: list[tuple[int, int]], names: list[str], wanted: Sequence[str]) -> list[tuple[int, int]]:
+    """The pairs of common classes whose names are wanted."""
+    plain = {name.strip().casefold(): name for name in wanted}
+    known = [names[ours] for ours, _ in pairs]
+    for name, written in plain.items():
+        if name not in known:
+            raise unknown_name("class", written, known, "the classes of a teacher")
+    if not plain:
+        raise DistillError("the classes of a teacher are an empty list; leave it out for all of them")
+    return [(ours, theirs) for ours, theirs in pairs if names[ours] in plain]
 
 
 def _left_out(student: HeadSpec, ours: tuple[int, ...], teacher: HeadSpec, theirs: tuple[int, ...]) -> str:
@@ -159,8 +182,14 @@ def restricted_objectness(obj: Tensor, best: Tensor, best_common: Tensor) -> Ten
     return torch.where(gap > _LEAST_GAP, restricted, obj)
 
 
-def compare_heads(student: HeadSpec, teacher: HeadSpec) -> tuple[HeadView, HeadView, str]:
+def compare_heads(
+    student: HeadSpec, teacher: HeadSpec, wanted: Sequence[str] | None = None
+) -> tuple[HeadView, HeadView, str]:
     """Views of two heads on the strides and classes that both have, and a line on what is left out.
+
+    Args:
+        student, teacher: the heads.
+        wanted: names of the classes to compare; None: all that both have.
 
     Raises:
         DistillError: no stride or no class is common.
@@ -171,7 +200,7 @@ def compare_heads(student: HeadSpec, teacher: HeadSpec) -> tuple[HeadView, HeadV
             f"the student's head has strides {student.strides}, the teacher's {teacher.strides}, none in common; "
             "choose networks with equal strides, or distil features only"
         )
-    match = match_classes(student, teacher)
+    match = match_classes(student, teacher, wanted)
     notes = [match.note] if match.note else []
     if set(strides) != {*student.strides, *teacher.strides}:
         notes.append(f"heads are compared at the strides {', '.join(map(str, strides))} that both have")

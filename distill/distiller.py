@@ -53,6 +53,8 @@ class Distiller(nn.Module):
         teacher_image_size: side, or longer side, of the images that the teacher sees; None: as the student's.
         resize: bring the teacher's maps to the student's size where they differ; pairs of unequal strides are allowed
             then.
+        classes: names of the classes that this teacher teaches, of those that both heads have; None: all of them.
+        prefix: first part of the items' names, to tell several teachers apart.
 
     Attributes:
         layers: the student's layers that the training loop has to ask for (empty for hooks, or without a feature loss).
@@ -82,8 +84,11 @@ class Distiller(nn.Module):
         cross_head: CrossHead | None = None,
         teacher_image_size: int | None = None,
         resize: bool = False,
+        classes: Sequence[str] | None = None,
+        prefix: str = "kd",
     ) -> None:
         super().__init__()
+        self._prefix = prefix
         _check_separate(student, teacher)
         hw = (image_size, image_size) if isinstance(image_size, int) else (int(image_size[0]), int(image_size[1]))
         self.schedule = schedule if isinstance(schedule, KDSchedule) else KDSchedule.from_mapping(schedule)
@@ -101,7 +106,7 @@ class Distiller(nn.Module):
         sizes = (hw, hw if scaling is None else scaling.size(hw))
         self._student_tap, teacher_tap, self.levels = pair_layers(student, teacher, *asked, taps, sizes, unequal)
         self._teacher = FrozenTeacher(teacher, teacher_tap, teacher_half, scaling)
-        self._view_heads(student_head, teacher_head)
+        self._view_heads(student_head, teacher_head, classes)
         setup = DistillSetup(
             self.levels,
             None if self.student_view is None else self.student_view.spec,
@@ -120,18 +125,18 @@ class Distiller(nn.Module):
                 built[name] = LOSSES[name](setup, **parsed[name][1])
         self.losses = nn.ModuleDict(built)
         self.to(next(student.parameters()).device)
-        self.item_names = tuple(f"kd/{name}/{term}" for name, loss in built.items() for term in loss.names)
+        self.item_names = tuple(f"{prefix}/{name}/{term}" for name, loss in built.items() for term in loss.names)
 
-    def _view_heads(self, student: HeadSpec | None, teacher: HeadSpec | None) -> None:
+    def _view_heads(self, student: HeadSpec | None, teacher: HeadSpec | None, classes: Sequence[str] | None) -> None:
         """Finds what the two heads have in common; without a loss that looks at heads, nothing need be."""
         self.student_view: HeadView | None = None
         self.teacher_view: HeadView | None = None
         self.notes: tuple[str, ...] = ()
         if student is not None and teacher is not None:
             try:
-                self.student_view, self.teacher_view, note = compare_heads(student, teacher)
+                self.student_view, self.teacher_view, note = compare_heads(student, teacher, classes)
             except DistillError:
-                if self._on_output or self._scored:
+                if self._on_output or self._scored or classes is not None:
                     raise
             else:
                 self.notes = (note,) if note and (self._on_output or self._scored) else ()
@@ -188,7 +193,7 @@ class Distiller(nn.Module):
             kind = LOSSES[name].needs
             scale = self._factor * weight
             for term, value in losses[name](student[kind], teacher[kind], context).items():
-                terms[f"kd/{name}/{term}"] = scale * value
+                terms[f"{self._prefix}/{name}/{term}"] = scale * value
         return terms
 
     def _maps(
@@ -218,6 +223,10 @@ class Distiller(nn.Module):
         self._factor = self.schedule.factor(epoch, epochs)
         for loss in self._each():
             loss.start_epoch(epoch)
+
+    def epoch_row(self) -> dict[str, float]:
+        """What the log should know of this epoch: the schedule's factor."""
+        return {f"schedule/{self._prefix}": self._factor}
 
     def check_finite(self, items: Mapping[str, Tensor]) -> None:
         """Stops a training whose distillation is not finite.

@@ -110,7 +110,10 @@ def _add_outputs(parser: argparse.ArgumentParser, project: str) -> None:
 def add_distillation(parser: argparse.ArgumentParser) -> None:
     """The flags that train_distill.py has besides."""
     add = parser.add_argument
-    add("--teacher-weights", default="", help="the teacher's checkpoint; upstream's .pt files too")
+    add(
+        "--teacher-weights", nargs="+", default=[], metavar="PT",
+        help="the teacher's checkpoint, upstream's .pt too; several share the work; ema: the student's own average",
+    )  # fmt: skip
     add(
         "--teacher-assistants", nargs="+", default=[], metavar="CFG[:WEIGHTS]",
         help="networks between teacher and student, each taught by the one before; or a yaml that lists them",
@@ -134,6 +137,9 @@ def training_options(namespace: argparse.Namespace) -> dict[str, Any]:
         raise UsageError(f"--img-size takes one or two numbers (training, validation), got {len(sizes)}")
     values["img_size"] = (sizes[0], sizes[-1])
     values["freeze"] = tuple(values["freeze"])
+    named = values.pop("teacher_weights", [])
+    teachers = [named] if isinstance(named, str) else named
+    values["teacher_weights"], values["more_teachers"] = (teachers or [""])[0], tuple(teachers[1:])
     for name, least in LEAST.items():
         if values.get(name, least) < least:
             raise UsageError(f"--{name.replace('_', '-')} must be at least {least}, got {values[name]}")

@@ -128,6 +128,8 @@ def run_chain(options: TrainOptions, assistants: Sequence[Assistant]) -> Path:
     world = announced_world(options.batch_size)
     if world.active and not options.exist_ok:
         raise UsageError("--teacher-assistants in several processes: add --exist-ok, so that all mean the same folder")
+    if options.more_teachers:
+        raise UsageError("--teacher-assistants are a chain under one teacher; name one with --teacher-weights")
     for recipe in {options.hyp, *(assistant.hyp for assistant in assistants if assistant.hyp)}:
         check_recipe(replace(options, hyp=recipe), read_hyp(recipe))
     folder = increment_path(Path(options.project) / options.name, options.exist_ok)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from engine.teachers import check_teachers
 from engine.vocabulary import translate
 from utils.errors import UserError
 from utils.yaml_io import check_keys, load_yaml
@@ -66,6 +67,7 @@ class Hyp:
     kd_losses: Mapping[str, Any] = field(default_factory=dict)
     kd_schedule: Mapping[str, Any] = field(default_factory=dict)
     kd_resize: bool = False
+    kd_teachers: Sequence[Mapping[str, Any]] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, as written to hyp.yaml and into checkpoints."""
@@ -111,6 +113,8 @@ def hyp_from_dict(values: Mapping[str, Any], where: str) -> Hyp:
             if not isinstance(value, bool):
                 raise UserError(f"{where}: kd_resize is {value!r}, expected true or false")
             clean[name] = value
+        elif name == "kd_teachers":
+            clean[name] = check_teachers(value or [], where)
         elif name in KD_KEYS:
             clean[name] = {} if value is None and name.startswith("kd_") else value
         elif name in OPTIONAL_NUMBERS and value is None:
@@ -208,6 +212,7 @@ class TrainOptions:
     compile: bool = False
     # distillation
     teacher_weights: str = ""
+    more_teachers: tuple[str, ...] = ()
     teacher_img_size: int = 0
     teacher_device: str = ""
     unlabeled: str = ""

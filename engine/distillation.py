@@ -12,13 +12,14 @@ from distill import Distiller, HeadSpec
 from engine.build import rounded_size
 from engine.checkpoint import load_model
 from engine.config import Hyp, TrainOptions
+from engine.teachers import OWN_AVERAGE, TeacherPlan, plan_teachers, schedule_values, shared_losses
 from models.heads.anchor import AnchorHead
 from models.heads.anchor_free import AnchorFreeDetect
 from models.yolo import Model
 from utils.device import select_device
 from utils.errors import UsageError, UserError
 from utils.logging import LOGGER
-from utils.paths import existing_file, file_hash
+from utils.paths import file_hash
 
 RECIPES = "hyp/distill.*.yaml"
 
@@ -32,19 +33,24 @@ def head_spec(model: Model) -> HeadSpec:
     return HeadSpec(kind, int(model.nc), strides, anchors, tuple(model.names), bins)
 
 
-def adopt_anchors(student: Model, teacher: Model, hyp: Hyp) -> None:
-    """Gives the student the teacher's anchors where box logits are compared: else they would mean other boxes."""
+def adopt_anchors(student: Model, teacher: Model, hyp: Hyp) -> bool:
+    """Gives the student the teacher's anchors where box logits are compared: else they would mean other boxes.
+
+    Returns:
+        Whether the student had others.
+    """
     settings = hyp.kd_losses.get("output") or {}  # a loss without keywords has their defaults
     compared = "output" in hyp.kd_losses and isinstance(settings, Mapping)
     mine, theirs = student.head, teacher.head
     if not compared or not settings.get("weight", 1.0) or not settings.get("box", 1.0):
-        return
+        return False
     if not isinstance(mine, AnchorHead) or not isinstance(theirs, AnchorHead):
-        return
+        return False
     anchors = theirs.anchors_px.cpu()
-    if mine.anchors_px.shape == anchors.shape and not torch.allclose(mine.anchors_px.cpu(), anchors, rtol=1e-3):
-        mine.set_anchors(anchors)
-        LOGGER.info("the student takes the teacher's anchors, so that their outputs can be compared")
+    if mine.anchors_px.shape != anchors.shape or torch.allclose(mine.anchors_px.cpu(), anchors, rtol=1e-3):
+        return False
+    mine.set_anchors(anchors)
+    return True
 
 
 def check_recipe(options: TrainOptions, hyp: Hyp) -> None:
@@ -61,53 +67,71 @@ def check_recipe(options: TrainOptions, hyp: Hyp) -> None:
         )
     if not options.teacher_weights:
         raise UsageError("--teacher-weights is missing: name the teacher's checkpoint")
-    teacher = existing_file(options.teacher_weights, "--teacher-weights")
-    if options.weights and not options.cfg and teacher.resolve() == Path(options.weights).resolve():
-        raise UsageError(
-            f"--weights and --teacher-weights are both {options.weights!r}: the student would be its own teacher; "
-            "name a smaller student with --cfg or --weights"
-        )
+    start = Path(options.weights).resolve() if options.weights and not options.cfg else None
+    for plan in plan_teachers(options, hyp):
+        if not plan.is_average and Path(plan.path).resolve() == start:
+            raise UsageError(
+                f"--weights and --teacher-weights are both {options.weights!r}: the student would be its own teacher; "
+                f"name a smaller student with --cfg or --weights, or --teacher-weights {OWN_AVERAGE}: its own average"
+            )
+    schedule_values(options, hyp)
 
 
-def build_distiller(
-    student: Model, options: TrainOptions, hyp: Hyp, device: torch.device
-) -> tuple[Distiller, dict[str, Any]]:
-    """Loads the teacher, pairs the layers and builds the losses of a recipe.
+def build_distillers(
+    student: Model, options: TrainOptions, hyp: Hyp, device: torch.device, average: Model
+) -> tuple[list[Distiller], dict[str, Any]]:
+    """Loads the teachers, pairs the layers and builds the losses of a recipe.
 
     Args:
         student: on its device.
-        options: the teacher's file, device and image size, and the size of the training's images.
+        options: the teachers' files, device and image size, and the size of the training's images.
         hyp: the recipe.
         device: where the student computes.
+        average: the moving average of the student, which may itself be asked to teach.
 
     Returns:
-        The distiller on the device, and the teacher's path and hash for checkpoints and the manifest.
+        A distiller on the device for each teacher, and the teachers' paths and hashes for checkpoints and the manifest.
 
     Raises:
-        UserError: the teacher is no complete model.
+        UserError: a teacher is no complete model, or there are not as many as the recipe describes.
         DistillError: student and teacher do not fit each other.
     """
-    path = Path(options.teacher_weights)
-    other = options.teacher_device
-    teacher = load_model(path, device=select_device(other, flag="--teacher-device") if other else device, fuse=True)
+    plans = plan_teachers(options, hyp)
+    distillers = [_build_distiller(student, plan, options, hyp, device, average) for plan in plans]
+    facts = [{"path": p.path, "sha256": "" if p.is_average else file_hash(p.path)} for p in plans]
+    return distillers, {**facts[0], "more": facts[1:]} if len(facts) > 1 else facts[0]
+
+
+def _build_distiller(
+    student: Model, plan: TeacherPlan, options: TrainOptions, hyp: Hyp, device: torch.device, average: Model
+) -> Distiller:
+    teacher_device = (
+        select_device(options.teacher_device, flag="--teacher-device") if options.teacher_device else device
+    )
+    teacher = average if plan.is_average else load_model(Path(plan.path), device=teacher_device, fuse=True)
     teacher_size = teacher_image_size(options, teacher)
-    if teacher_size is None:
-        adopt_anchors(student, teacher, hyp)
+    if teacher_size is None and not plan.is_average and adopt_anchors(student, teacher, hyp):
+        adopt_anchors(average, teacher, hyp)
+        LOGGER.info("the student takes the teacher's anchors, so that their outputs can be compared")
+    teacher_layers = hyp.teacher_kd_layers if plan.layers is None else plan.layers
     distiller = Distiller(
         student,
         teacher,
         "auto" if hyp.student_kd_layers is None else hyp.student_kd_layers,
-        "auto" if hyp.teacher_kd_layers is None else hyp.teacher_kd_layers,
-        hyp.kd_losses,
-        hyp.kd_schedule,
+        "auto" if teacher_layers is None else teacher_layers,
+        shared_losses(hyp.kd_losses, plan.share),
+        schedule_values(options, hyp),
         image_size=options.img_size[0],
         student_head=head_spec(student),
         teacher_head=head_spec(teacher),
+        teacher_half=False if plan.is_average else None,  # the average goes on being averaged
         teacher_image_size=teacher_size,
         resize=hyp.kd_resize,
+        classes=plan.classes,
+        prefix=plan.prefix,
     )
-    LOGGER.info("\n".join([f"teacher: {path}", distiller.describe(), *distiller.notes]))
-    return distiller, {"path": str(path), "sha256": file_hash(path)}
+    LOGGER.info("\n".join([f"teacher: {plan.path}", distiller.describe(), *distiller.notes]))
+    return distiller
 
 
 def teacher_image_size(options: TrainOptions, teacher: Model) -> int | None:

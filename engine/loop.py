@@ -49,6 +49,9 @@ class ExtraLoss(Protocol):
     def start_epoch(self, epoch: int, epochs: int) -> None:
         """Called before the first batch of an epoch."""
 
+    def epoch_row(self) -> dict[str, float]:
+        """Further columns of the results for this epoch, such as the factor of a schedule."""
+
     def preflight(
         self,
         images: Tensor,
@@ -171,6 +174,8 @@ class Trainer:
             epoch_began = time.perf_counter()
             row = {"epoch": epoch, **self.train_epoch(epoch)}
             row |= self._validated(epoch)
+            for extra in self.extra_losses:
+                row |= cast(ExtraLoss, extra).epoch_row()
             row |= {f"x/lr{i}": group["lr"] for i, group in enumerate(self.optimizer.param_groups)}
             row["time/epoch"] = time.perf_counter() - epoch_began
             self.results.add(row)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -26,7 +26,7 @@ from engine.build import (
 from engine.checkpoint import Checkpoint, load_checkpoint, strip_checkpoint
 from engine.config import Hyp, TrainOptions, hyp_from_dict, options_from_dict, read_hyp
 from engine.criterion import build_criteria
-from engine.distillation import build_distiller, check_recipe
+from engine.distillation import build_distillers, check_recipe
 from engine.distributed import World, agree, announced_world, broadcast_module, join_world, leave_world
 from engine.ema import ModelEMA
 from engine.evaluate import EvalResult, evaluate
@@ -142,12 +142,14 @@ def assemble(
     """The trainer with all its parts, and the teacher's description."""
     if world.active and options.sync_bn and device.type == "cuda":
         model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    ema = ModelEMA(model)
     extra_losses: list[nn.Module] = []
     teacher: dict[str, Any] = {}
     if distil:
-        distiller, teacher = build_distiller(model, options, hyp, device)
-        broadcast_module(distiller, world)
-        extra_losses.append(distiller)
+        distillers, teacher = build_distillers(model, options, hyp, device, cast(Model, ema.module))
+        extra_losses += distillers
+        for distiller in distillers:
+            broadcast_module(distiller, world)
     if options.sparsity:
         from pruning.sparsity import SparsityLoss
 
@@ -155,7 +157,6 @@ def assemble(
     criterion, val_criterion = build_criteria(model, hyp, options.img_size[0], options.label_smoothing, device)
     schedule = LearningSchedule(hyp, options.epochs, len(data.train), options.batch_size, options.linear_lr)
     optimizer = build_optimizer(options.optimizer, [model, *extra_losses], hyp.lr0, hyp.momentum, schedule.weight_decay)
-    ema = ModelEMA(model)
     run = RunFolder.create(options.project, options.name, options.exist_ok, world.is_main)
     run = RunFolder(Path(agree(str(run.path), world)), world.is_main)
 
@@ -221,11 +222,16 @@ def start_folder(
 def check_teacher(checkpoint: Checkpoint, teacher: dict[str, Any]) -> None:
     """A resumed distillation must go on under the very same teacher."""
     before = checkpoint.extra.get("teacher")
-    if before and before.get("sha256") != teacher.get("sha256"):
+    if before and teacher_hashes(before) != teacher_hashes(teacher):
         raise UserError(
             f"the teacher {teacher.get('path')} is not the file that this run began with (its content changed); "
             "put the original back, or start a new run"
         )
+
+
+def teacher_hashes(teacher: dict[str, Any]) -> list[str]:
+    """The contents of a training's teachers, in their order."""
+    return [fact.get("sha256", "") for fact in (teacher, *teacher.get("more", ()))]
 
 
 def finish(trainer: Trainer, state: TrainState, data: TrainingData) -> TrainResult:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterable
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +25,13 @@ def batchnorm_scales(model: nn.Module) -> Tensor:
 
 def _norms(model: nn.Module) -> list[nn.modules.batchnorm._BatchNorm]:
     return [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.affine]
+
+
+class Strength(NamedTuple):
+    """What the first batch of a training shows: a table to print, and what is wrong."""
+
+    table: str
+    warnings: tuple[str, ...] = ()
 
 
 class SparsityLoss(nn.Module):
@@ -64,13 +72,23 @@ class SparsityLoss(nn.Module):
         penalty = self.strength * self.factor * scales.sum()
         return penalty * len(images), {"sparsity/l1": penalty.detach(), "scales/mean": scales.mean().detach()}
 
+    def epoch_row(self) -> dict[str, float]:
+        """What the log should know of this epoch: the schedule's factor."""
+        return {"schedule/sparsity": self.factor}
+
     def preflight(
-        self, images: Tensor, predictions: Any, features: list[Tensor], targets: Tensor, detection_loss: Tensor
-    ) -> str:
+        self,
+        images: Tensor,
+        predictions: Any,
+        features: list[Tensor],
+        targets: Tensor,
+        detection_loss: Tensor,
+        parameters: Iterable[Tensor] = (),
+    ) -> Strength:
         """What is penalised, and how strongly beside the detection loss."""
         scales = torch.cat([scale.detach().float() for scale in self.scales]).abs()
-        ratio = float(self.strength * self.factor * scales.sum() * len(images) / detection_loss)
-        return (
+        ratio = float(self.strength * self.factor * scales.sum() * len(images) / detection_loss.detach())
+        return Strength(
             f"sparsity: {len(scales)} BatchNorm scales, mean {float(scales.mean()):.3f}; strength {self.strength:g} "
             f"({self.schedule}), {ratio:.2f} of the detection loss"
         )

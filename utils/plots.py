@@ -221,6 +221,8 @@ def _panels(columns: Iterable[str]) -> dict[str, dict[str, str]]:
             panels.setdefault(title, {})[label] = column
         elif group == "metrics":
             panels.setdefault(kinds.get(name, name), {})[name] = column
+        elif group == "schedule":
+            panels.setdefault("schedule: factor on all weights", {})[name] = column
         elif group in ("x", "lr"):
             panels.setdefault("learning rate", {})[name] = column
     return panels

@@ -122,6 +122,7 @@ def test_the_adapter_is_trained_and_the_epoch_announced(tmp_path: Path) -> None:
     assert kd.adapter.item() != 0.5
     assert kd.epochs == [(0, 3), (1, 3), (2, 3)]
     assert "train/kd/toy/P2" in toy.results.rows[0]
+    assert [float(row["schedule/kd"]) for row in toy.results.rows] == pytest.approx([1, 1 / 2, 1 / 3], rel=1e-5)
 
 
 def test_an_extra_loss_of_zero_changes_no_bit(tmp_path: Path) -> None:

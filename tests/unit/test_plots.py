@@ -100,12 +100,13 @@ def test_plot_batch_keeps_red_red(tmp_path: Path) -> None:
 
 def test_panels_group_what_belongs_together() -> None:
     names = ["epoch", "train/box", "train/kd/fgd/P3", "train/kd/fgd/P4", "val/box", "metrics/AP", "metrics/AP50"]
-    panels = plots._panels([*names, "metrics/new", "x/lr0", "x/lr1", "time/epoch"])
+    panels = plots._panels([*names, "metrics/new", "schedule/kd", "x/lr0", "x/lr1", "time/epoch"])
     assert panels == {
         "box": {"train": "train/box", "val": "val/box"},
         "kd/fgd": {"P3": "train/kd/fgd/P3", "P4": "train/kd/fgd/P4"},
         "average precision": {"AP": "metrics/AP", "AP50": "metrics/AP50"},
         "new": {"new": "metrics/new"},
+        "schedule: factor on all weights": {"kd": "schedule/kd"},
         "learning rate": {"lr0": "x/lr0", "lr1": "x/lr1"},
     }
 

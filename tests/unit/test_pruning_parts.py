@@ -137,6 +137,60 @@ def test_what_is_not_followed_stays() -> None:
     }
 
 
+class Functional(nn.Module):
+    """A convolution of its own making, whose weight is a bare parameter."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.kernel = nn.Parameter(torch.rand(8, 8, 1, 1))
+        self.last = nn.Conv2d(8, 1, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(nn.functional.conv2d(x, self.kernel))
+
+
+@pytest.mark.parametrize(
+    "wiring",
+    [
+        lambda a, b: (a + b).softmax(1),
+        lambda a, b: a * (a + b).sum(1, keepdim=True),
+        lambda a, b: a + b.flip(1),
+        lambda a, b: a.transpose(1, 2).contiguous().transpose(1, 2) + b,
+        lambda a, b: a[:, :4].repeat(1, 2, 1, 1) + b,
+    ],
+)
+def test_operations_that_mix_channels_are_not_pruned_through(wiring: Any) -> None:
+    model = Wired(wiring)
+    with pytest.raises(PruneError, match="cannot be reached"):
+        prune(model, 0.1, image=IMAGE, round_to=1, min_keep=0.1)
+    assert model(IMAGE).shape[1] == 1
+
+
+def test_a_convolution_without_a_module_is_not_pruned_through() -> None:
+    reasons = {group.reason for group in trace_groups(Wired(torch.add, last=Functional()), IMAGE, run_for_outputs)}
+    assert reasons == {"an operation not followed", "the network's output"}
+
+
+def test_stacked_maps_are_summed_channel_by_channel() -> None:
+    groups = trace_groups(Wired(lambda a, b: torch.stack((a, b)).sum(0)), IMAGE, run_for_outputs)
+    (group,) = [group for group in groups if not group.reason]
+    found = places(group)
+    assert found["a.0", "out"] == found["b.0", "out"] == found["last", "in"]
+
+
+def test_a_layer_used_twice_is_refused() -> None:
+    model = Chain()
+    model.act = nn.Sequential(model.bn)
+    with pytest.raises(PruneError, match="a BatchNorm2d of this network is used more than once"):
+        prune(model, 0.3, image=IMAGE)
+
+
+def test_channels_without_batchnorm_stay() -> None:
+    model = Wired(torch.add, last=nn.Sequential(nn.Conv2d(8, 8, 1), nn.Conv2d(8, 1, 1)))
+    result = prune(model, 0.1, image=IMAGE, round_to=1)
+    assert {layer.name: layer.kept_for for layer in result.layers}["last.0"] == "no BatchNorm behind it"
+
+
 def test_tracing_leaves_the_model_as_it_was() -> None:
     model = Model(tiny_yolov5()).train()
     model.requires_grad_(False)
@@ -403,7 +457,8 @@ def test_the_sparsity_loss_by_hand() -> None:
     assert model[0].weight.grad.tolist() == pytest.approx([0.04, -0.04])
     assert "3 BatchNorm scales" in loss.preflight(
         torch.zeros(4, 3, 8, 8), None, [], torch.zeros(0, 6), torch.tensor(1.0)
-    )
+    ).table
+    assert loss.epoch_row() == {"schedule/sparsity": 1.0}
 
 
 @pytest.mark.parametrize(
