@@ -8,6 +8,7 @@ import argparse
 
 from engine.arguments import training_options, training_parser
 from utils.cli import run_command
+from utils.errors import UsageError
 
 OWN = (
     "stage", "target", "by", "importance", "scope", "normalize", "round_to", "min_keep", "protect", "steps",
@@ -61,6 +62,8 @@ def build_parser() -> argparse.ArgumentParser:
 def main() -> None:
     """Parses the flags and runs the stages."""
     namespace = build_parser().parse_args()
+    if namespace.resume:
+        raise UsageError("--resume: repeat the command of the run with --exist-ok; what is finished is used again")
     own = argparse.Namespace(**{name: vars(namespace).pop(name) for name in OWN})
     from engine.config import TrainOptions
     from engine.prune import run_prune

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -109,6 +110,7 @@ def all_stages(bench: Workbench) -> None:
             made.weights["distilled"] = run_stage(
                 bench, f"{name}distilled", first, options.epochs_of("distill"), teacher=teacher
             )
+        shutil.copyfile(list(made.weights.values())[-1], bench.folder / "weights" / f"{name}best.pt")
         produced.append(made)
         report(bench, produced)  # after each target, so that an interrupted series leaves one too
 

@@ -19,7 +19,7 @@ from engine.build import augment_config, images_to_device, rounded_size, validat
 from engine.checkpoint import Checkpoint
 from engine.criterion import build_criteria
 from engine.evaluate import EvalResult, evaluate
-from engine.prune_config import PruneOptions, base_hyp, distillation_values
+from engine.prune_config import PruneOptions, base_hyp, distillation_values, plain_values
 from models.yolo import Model
 from pruning import PruneError
 from pruning.pruner import run_for_outputs
@@ -53,7 +53,7 @@ class Workbench:
             )
         self.img_size = rounded_size(options.training.img_size[0], self.stride, "--img-size")
         self.hyp_file, self.recipe_file = folder / "hyp.yaml", folder / "distill.yaml"
-        self._write_hyp(self.hyp_file, self.hyp.to_dict())
+        self._write_hyp(self.hyp_file, plain_values(self.hyp))
         if options.epochs_of("distill") and options.stage in ("all", "distill"):
             self._write_hyp(self.recipe_file, dict(distillation_values(options, self.hyp, self.family)))
 

@@ -135,7 +135,14 @@ def distillation_values(options: PruneOptions, hyp: Hyp, family: str) -> Mapping
     recipe = read_hyp(path)
     if not recipe.distills:
         raise UserError(f"{path} has no kd_losses: nothing would be distilled; use one of hyp/distill.*.yaml")
-    return {**hyp.to_dict(), **{key: value for key, value in recipe.to_dict().items() if _distils(key)}}
+    defaults = Hyp().to_dict()
+    own = {k: v for k, v in recipe.to_dict().items() if _distils(k) and v != defaults[k]}
+    return {**plain_values(hyp), **own}
+
+
+def plain_values(hyp: Hyp) -> dict[str, Any]:
+    """The hyper-parameters of a training without a teacher."""
+    return {key: value for key, value in hyp.to_dict().items() if not _distils(key)}
 
 
 def _distils(key: str) -> bool:

@@ -26,6 +26,17 @@ from pruning.errors import PruneError
 
 Forward = Callable[[nn.Module, Tensor], Any]
 CONVOLUTIONS = (nn.Conv2d, nn.ConvTranspose2d)
+# Operations that leave every channel in its place; what is not known is never pruned through.
+BY_CHANNEL = frozenset((
+    "Add", "Sub", "Mul", "Div", "Silu", "Relu", "LeakyRelu", "Hardtanh", "Hardswish", "Hardsigmoid", "Sigmoid", "Tanh",
+    "Mish", "Gelu", "Elu", "Softplus", "MaxPool2DWithIndices", "AvgPool2D", "UpsampleNearest2D", "UpsampleBilinear2D",
+    "ConstantPadNd", "Clone", "ToCopy",
+))  # fmt: skip
+# Allowed along the first dimension alone, as in a sum of stacked maps.
+FROM_THE_FIRST: dict[str, Callable[[Any], Any]] = {
+    "Stack": lambda function: (function._saved_dim,),
+    "Sum": lambda function: function._saved_dim if hasattr(function, "_saved_dim") else (),
+}
 
 
 @dataclass(frozen=True)
@@ -116,7 +127,11 @@ def trace_groups(model: nn.Module, image: Tensor, forward: Forward) -> list[Grou
         warnings.simplefilter("ignore")
         try:
             graph = tp.DependencyGraph().build_dependency(
-                model, image, forward_fn=forward, unwrapped_parameters=_bare_parameters(model), verbose=False
+                model,
+                image,
+                forward_fn=_each_once(forward),
+                unwrapped_parameters=_bare_parameters(model),
+                verbose=False,
             )
         except (RuntimeError, AssertionError, AttributeError, KeyError) as error:
             raise PruneError(f"this network cannot be traced: {str(error).splitlines()[0]}") from error
@@ -147,8 +162,37 @@ def _bare_parameters(model: nn.Module) -> list[tuple[nn.Parameter, int]]:
         for module in model.modules()
         if not type(module).__module__.startswith("torch.nn")
         for parameter in module.parameters(recurse=False)
-        if parameter.dim() == 4 and parameter.shape[1] == parameter.numel()
+        if _is_by_channel(parameter)
     ]
+
+
+def _is_by_channel(parameter: Tensor) -> bool:
+    """Whether a parameter is (1, C, 1, 1)."""
+    return parameter.dim() == 4 and parameter.shape[1] == parameter.numel()
+
+
+def _each_once(forward: Forward) -> Forward:
+    """`forward` that refuses a network in which a layer is used twice: the trace would follow one use alone."""
+
+    def counted(model: nn.Module, image: Tensor) -> Any:
+        used: set[nn.Module] = set()
+
+        def note(module: nn.Module, inputs: Any, output: Any) -> None:
+            if module in used:
+                raise PruneError(
+                    f"a {type(module).__name__} of this network is used more than once; it cannot be pruned"
+                )
+            used.add(module)
+
+        layers = [m for m in model.modules() if isinstance(m, (*CONVOLUTIONS, nn.BatchNorm2d))]
+        hooks = [layer.register_forward_hook(note) for layer in layers]
+        try:
+            return forward(model, image)
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+    return counted
 
 
 class Channels:
@@ -205,7 +249,9 @@ class Channels:
         elif isinstance(module, nn.BatchNorm2d):
             self._enter(node, "both", module.num_features)
         elif isinstance(module, nn.Parameter):
-            self._enter(node, "both", module.shape[1])
+            if _is_by_channel(module):
+                self._enter(node, "both", module.shape[1])
+            return
         elif not _is_followed(node) or None in sources or not sources:
             for source in sources:
                 self._keep(
@@ -334,4 +380,7 @@ def _is_followed(node: Node) -> bool:
         return node.module.dim in (2, 3)  # rows or columns
     if node.type in (OPTYPE.CONCAT, OPTYPE.SPLIT):
         return function._saved_dim == 1 and (node.type == OPTYPE.CONCAT or hasattr(function, "_saved_split_size"))
-    return node.type == OPTYPE.ELEMENTWISE
+    name = function.name().removesuffix("0").removesuffix("1").removesuffix("Backward")
+    if name in FROM_THE_FIRST:
+        return tuple(FROM_THE_FIRST[name](function)) == (0,)
+    return node.type == OPTYPE.ELEMENTWISE and name in BY_CHANNEL

@@ -197,6 +197,8 @@ def prunable_groups(model: nn.Module, image: Tensor, protect: Sequence[str] = ()
     roots = {name: kind for name, one in kinds.items() for kind in one & set(protect)}
     groups = trace_groups(model, image, run_for_outputs)
     for segment in (segment for group in groups for segment in group.segments):
+        if not any(isinstance(module, nn.BatchNorm2d) for module in segment.modules()):
+            segment.reason = segment.reason or "no BatchNorm behind it"
         makers = [port.name for port in segment.places if port.side == "out"]
         for root, kind in roots.items():
             if any(maker == root or maker.startswith(f"{root}.") for maker in makers):
