@@ -5,11 +5,14 @@ from __future__ import annotations
 from torch import nn
 
 
-def conv_adapter(student_channels: int, teacher_channels: int) -> nn.Module:
-    """1x1 convolution with bias; the identity (no parameters) where the channels agree already."""
+def conv_adapter(student_channels: int, teacher_channels: int, bias: bool = True) -> nn.Module:
+    """1x1 convolution; the identity (no parameters) where the channels agree already.
+
+    Where each channel is standardised next, a bias would be taken away again: it has to be left out.
+    """
     if student_channels == teacher_channels:
         return nn.Identity()
-    return nn.Conv2d(student_channels, teacher_channels, kernel_size=1)
+    return nn.Conv2d(student_channels, teacher_channels, kernel_size=1, bias=bias)
 
 
 def converter(student_channels: int, teacher_channels: int) -> nn.Module:

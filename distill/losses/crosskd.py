@@ -70,7 +70,7 @@ class CrossKD(FeatureLoss):
         self.crossing = make_crossing(setup, at)
         self.view = setup.teacher_view
         self.adapters = nn.ModuleList(
-            nn.ModuleList(conv_adapter(*pair) for pair in level) for level in self.crossing.channels
+            nn.ModuleList(conv_adapter(*pair, bias=not match) for pair in level) for level in self.crossing.channels
         )
         self.teacher_head: HeadSpec = setup.teacher_head
         self.register_buffer("anchors", anchor_table(self.teacher_head), persistent=False)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
+from ..adapters import conv_adapter
 from ..context import DistillContext, DistillSetup
 from .base import FeatureLoss
 from .kl import softened_kl
@@ -37,13 +38,7 @@ class CWD(FeatureLoss):
     """
 
     def __init__(self, setup: DistillSetup, *, temperature: float = 1.0, normalise: bool = True) -> None:
-        adapters = [
-            nn.Identity()
-            if level.student_channels == level.teacher_channels
-            # What follows removes a bias.
-            else nn.Conv2d(level.student_channels, level.teacher_channels, kernel_size=1, bias=not normalise)
-            for level in setup.levels
-        ]
+        adapters = [conv_adapter(lv.student_channels, lv.teacher_channels, not normalise) for lv in setup.levels]
         super().__init__(setup, adapters)
         self.temperature = temperature
         self.normalise = normalise

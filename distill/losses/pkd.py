@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 from torch.nn import functional as F
 
+from ..adapters import conv_adapter
 from ..context import DistillContext, DistillSetup
 from .base import FeatureLoss
 
@@ -37,7 +38,8 @@ class PKD(FeatureLoss):
     """
 
     def __init__(self, setup: DistillSetup, *, resize: bool = False) -> None:
-        super().__init__(setup)
+        adapters = [conv_adapter(lv.student_channels, lv.teacher_channels, bias=False) for lv in setup.levels]
+        super().__init__(setup, adapters)
         self.needs_equal_sizes = not resize
 
     def level_loss(self, index: int, student: Tensor, teacher: Tensor, context: DistillContext) -> Tensor:
