@@ -25,6 +25,7 @@ ACTIVATIONS: dict[str, Callable[..., nn.Module]] = {
     "nn.Identity": nn.Identity,
 }
 PLAIN_STRINGS = ("nearest", "linear", "bilinear", "bicubic", "area")
+LONGEST_ARGUMENT = 200  # characters
 OPERATORS: dict[type[ast.operator], Callable[[Any, Any], Any]] = {
     ast.Add: operator.add,
     ast.Sub: operator.sub,
@@ -49,9 +50,11 @@ def resolve_argument(argument: Any, names: Mapping[str, Any], where: str) -> Any
         return [resolve_argument(item, names, where) for item in argument]
     if not isinstance(argument, str) or argument in PLAIN_STRINGS:
         return argument
+    if len(argument) > LONGEST_ARGUMENT:
+        raise UserError(f"{where}: argument {argument[:40]!r}... is not understood; it is longer than any would be")
     try:
         tree = ast.parse(argument, mode="eval").body
-    except (SyntaxError, ValueError) as error:
+    except (SyntaxError, ValueError, MemoryError, RecursionError) as error:
         raise UserError(f"{where}: argument {argument!r} is not understood") from error
     return _value(tree, names, f"{where}: argument {argument!r}")
 
@@ -74,12 +77,23 @@ def _value(node: ast.expr, names: Mapping[str, Any], where: str) -> Any:
     if isinstance(node, ast.List | ast.Tuple):
         return [_value(item, names, where) for item in node.elts]
     if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub):
-        return -_value(node.operand, names, where)
+        return -_number(node.operand, names, where)
     if isinstance(node, ast.BinOp) and type(node.op) in OPERATORS:
-        return OPERATORS[type(node.op)](_value(node.left, names, where), _value(node.right, names, where))
+        left, right = _number(node.left, names, where), _number(node.right, names, where)
+        try:
+            return OPERATORS[type(node.op)](left, right)
+        except (ZeroDivisionError, OverflowError) as error:
+            raise UserError(f"{where}: {error}") from error
     if isinstance(node, ast.Call):
         return _activation(node, names, where)
     raise UserError(f"{where} is not understood; use numbers, names and activations such as nn.LeakyReLU(0.1)")
+
+
+def _number(node: ast.expr, names: Mapping[str, Any], where: str) -> int | float:
+    value = _value(node, names, where)
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise UserError(f"{where} is not understood; only numbers can be added, subtracted, multiplied and divided")
+    return value
 
 
 def _activation(node: ast.Call, names: Mapping[str, Any], where: str) -> nn.Module:
@@ -87,9 +101,11 @@ def _activation(node: ast.Call, names: Mapping[str, Any], where: str) -> nn.Modu
     full_name = name.replace("torch.nn.", "nn.")
     if full_name not in ACTIVATIONS:
         raise unknown_name("activation", name, ACTIVATIONS, where)
+    if any(item.arg is None for item in node.keywords):
+        raise UserError(f"{where} is not understood; write each keyword out")
     positional = [_value(item, names, where) for item in node.args]
     keywords = {item.arg: _value(item.value, names, where) for item in node.keywords if item.arg}
     try:
         return ACTIVATIONS[full_name](*positional, **keywords)
-    except TypeError as error:
-        raise UserError(f"{where}: {error}") from error
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise UserError(f"{where}: {str(error).splitlines()[0]}") from error

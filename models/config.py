@@ -17,6 +17,10 @@ from utils.yaml_io import check_keys, load_yaml
 
 FAMILIES = ("yolov5", "yolov7", "yolov8", "mobile")
 REQUIRED_KEYS = ("nc", "backbone", "head")
+LARGEST_COUNT = 100_000  # of classes and channels: far above any real one, far below what memory holds
+MOST_REPEATS = 1000
+SCALED_NAME = re.compile(r"(yolov?\d+)([a-z])")  # the scale is the letter behind the generation
+LONGEST_VALUE = 200  # characters of a value in an error
 KNOWN_KEYS = (
     *REQUIRED_KEYS,
     "anchors",
@@ -117,7 +121,7 @@ def read_model_config(
     """Reads an architecture and checks everything that can be checked before building it.
 
     Args:
-        cfg: path of a yaml, or its content.
+        cfg: path of a yaml, or its content. Where there is no yolov8s-p2.yaml, yolov8-p2.yaml is read at the scale s.
         ch: channels of the image, unless the content records them.
         nc: replaces the number of classes.
         anchors: replaces the anchors: a list a level of w, h, w, h, ... in pixels, or their number a level.
@@ -129,7 +133,7 @@ def read_model_config(
         content, where = copy.deepcopy(dict(cfg)), "architecture"
         stem = Path(str(content.get("yaml_file", ""))).stem
     else:
-        content, where = load_yaml(cfg, "architecture"), f"architecture {str(cfg)!r}"
+        content, where = load_yaml(_file_of_all_scales(Path(cfg)), "architecture"), f"architecture {str(cfg)!r}"
         stem = Path(cfg).stem
     check_keys(content, KNOWN_KEYS, where)
     for key in REQUIRED_KEYS:
@@ -140,37 +144,47 @@ def read_model_config(
     if anchors is not None:
         content["anchors"] = round(anchors) if isinstance(anchors, int | float) else [list(level) for level in anchors]
     if not _is_count(content["nc"]):
-        raise UserError(f"{where}: nc is {content['nc']!r}; give a number of classes of at least 1")
+        raise UserError(f"{where}: nc is {shortened(content['nc'])}; give a number of classes, 1 to {LARGEST_COUNT}")
     if content.get("anchors") is not None:
-        _check_anchors(content["anchors"], where)
+        check_anchors(content["anchors"], where)
     content.setdefault("ch", content.get("channels") or ch)
     if not _is_count(content["ch"]):
-        raise UserError(f"{where}: ch is {content['ch']!r}; give the number of an image's channels, such as 3")
+        raise UserError(f"{where}: ch is {shortened(content['ch'])}; give the number of an image's channels, such as 3")
     rows = _read_rows(content, where)
     depth, width, max_channels = _read_multiples(content, stem, where)
-    family = content.setdefault("family", infer_family(rows))
+    if content.get("family") is None:
+        content["family"] = infer_family(rows)
+    family = content["family"]
     if family not in FAMILIES:
         raise unknown_name("family", str(family), FAMILIES, where)
     return ModelConfig(where, content, rows, depth, width, max_channels, family)
 
 
-def _is_number(value: Any) -> bool:
+def shortened(value: Any) -> str:
+    """A value as an error shows it."""
+    text = repr(value)
+    return text if len(text) <= LONGEST_VALUE else f"{text[:LONGEST_VALUE]}..."
+
+
+def is_number(value: Any) -> bool:
+    """Whether a value is a positive, finite number."""
     return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < math.inf
 
 
 def _is_count(value: Any) -> bool:
-    return isinstance(value, int) and _is_number(value)
+    return isinstance(value, int) and is_number(value) and value <= LARGEST_COUNT
 
 
-def _check_anchors(anchors: Any, where: str) -> None:
+def check_anchors(anchors: Any, where: str) -> None:
+    """Raises UserError unless these are one list a level of widths and heights, or their number a level."""
     if _is_count(anchors):
         return
     levels = anchors if isinstance(anchors, list) else []
-    lengths = {len(level) if isinstance(level, list) and all(map(_is_number, level)) else 0 for level in levels}
+    lengths = {len(level) if isinstance(level, list) and all(map(is_number, level)) else 0 for level in levels}
     if len(lengths) != 1 or 0 in lengths or lengths.pop() % 2:
         raise UserError(
             f"{where}: anchors must be one list a level of w, h, w, h, ... in pixels, of equal lengths, "
-            f"or their number a level; found {anchors!r}"
+            f"or their number a level; found {shortened(anchors)}"
         )
 
 
@@ -200,27 +214,28 @@ def _read_rows(content: Mapping[str, Any], where: str) -> list[Row]:
 def _read_row(index: int, row: Any, where: str) -> Row:
     where = f"{where}, layer {index}"
     if not isinstance(row, list) or len(row) != 4:
-        raise UserError(f"{where}: a row must be [from, number, module, args], found {row!r}")
+        raise UserError(f"{where}: a row must be [from, number, module, args], found {shortened(row)}")
     source, repeats, module, arguments = row
-    if not isinstance(module, str):
-        raise UserError(f"{where}: the module must be a name, found {module!r}")
+    if not isinstance(module, str) or len(module) > LONGEST_VALUE:
+        raise UserError(f"{where}: the module must be a name, found {shortened(module)}")
     if module in ELSEWHERE:
         raise UserError(
             f"{where} ({module}): this module is {ELSEWHERE[module]}; "
             "here are detectors of the YOLOv5, YOLOv7 and YOLOv8 families"
         )
-    if isinstance(repeats, bool) or not isinstance(repeats, int) or repeats < 1:
+    if not _is_count(repeats) or repeats > MOST_REPEATS:
         raise UserError(
-            f"{where} ({module}): the number of repeats must be an integer of at least 1, found {repeats!r}"
+            f"{where} ({module}): the number of repeats must be an integer of 1 to {MOST_REPEATS}, "
+            f"found {shortened(repeats)}"
         )
     if not isinstance(arguments, list):
-        raise UserError(f"{where} ({module}): the arguments must be a list, found {arguments!r}")
+        raise UserError(f"{where} ({module}): the arguments must be a list, found {shortened(arguments)}")
     sources = source if isinstance(source, list) else [source]
     if not sources:
         raise UserError(f"{where} ({module}): reads from no layer; list the layers it reads")
     for one in sources:
         if isinstance(one, bool) or not isinstance(one, int):
-            raise UserError(f"{where} ({module}): from must be layer indices, found {one!r}")
+            raise UserError(f"{where} ({module}): from must be layer indices, found {shortened(one)}")
         lowest = -max(index, 1)
         if not lowest <= one < index:
             problem = "points forward, to a layer that" if one >= index else "points before the first layer;"
@@ -231,32 +246,43 @@ def _read_row(index: int, row: Any, where: str) -> Row:
 
 def _read_multiples(content: dict[str, Any], stem: str, where: str) -> tuple[float, float, float]:
     """Depth multiple, width multiple and the bound of widths, from the scale where the yaml has several."""
-    if "scales" in content:
-        if "scale" not in content:
-            content["scale"] = _scale_of(content["scales"], stem, where)
+    scales = content.get("scales")
+    if scales is not None:
+        if not isinstance(scales, dict) or not scales:
+            raise UserError(f"{where}: scales must map a letter to [depth, width, max_channels]")
+        if content.get("scale") is None:
+            content["scale"] = _scale_of(scales, stem, where)
         scale = content["scale"]
-        if scale not in content["scales"]:
-            raise unknown_name("scale", str(scale), content["scales"], where)
-        values = content["scales"][scale]
+        if scale not in list(scales):
+            raise unknown_name("scale", str(scale), map(str, scales), where)
+        values = scales[scale]
     else:
         values = [
             content.get("depth_multiple", 1.0),
             content.get("width_multiple", 1.0),
             content.get("max_channels", math.inf),
         ]
-    if len(values) != 3 or not all(isinstance(v, int | float) and not isinstance(v, bool) and v > 0 for v in values):
+    if (
+        not isinstance(values, list)
+        or len(values) != 3
+        or not (all(map(is_number, values[:2])) and (values[2] == math.inf or is_number(values[2])))
+    ):
         raise UserError(
-            f"{where}: depth, width multiple and widest layer must be three positive numbers, found {values}"
+            f"{where}: depth, width multiple and widest layer must be three positive numbers, found {shortened(values)}"
         )
     return values[0], values[1], values[2]
 
 
-def _scale_of(scales: Any, stem: str, where: str) -> str:
-    if not isinstance(scales, dict) or not scales:
-        raise UserError(f"{where}: scales must map a letter to [depth, width, max_channels]")
-    match = re.search(r"yolo(?:v)?\d+([a-z])", stem)
-    if match and match.group(1) in scales:
-        return match.group(1)
+def _file_of_all_scales(path: Path) -> Path:
+    """The yaml without a scale in its name, where the one with it is missing."""
+    general = path.with_name(SCALED_NAME.sub(r"\1", path.name, count=1))
+    return general if general.is_file() and not path.exists() else path
+
+
+def _scale_of(scales: Mapping[str, Any], stem: str, where: str) -> str:
+    match = SCALED_NAME.search(stem)
+    if match and match.group(2) in scales:
+        return match.group(2)
     first = next(iter(scales))
-    LOGGER.warning("%s names no scale; taking %r of %s", where, first, ", ".join(scales))
+    LOGGER.warning("%s names no scale; taking %r of %s", where, first, ", ".join(map(str, scales)))
     return first

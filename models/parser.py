@@ -12,13 +12,22 @@ import torch
 from torch import nn
 
 from models.arguments import make_default_activation, resolve_argument
-from models.config import ModelConfig, Row
+from models.config import (
+    LARGEST_COUNT,
+    LONGEST_VALUE,
+    MOST_REPEATS,
+    ModelConfig,
+    Row,
+    check_anchors,
+    is_number,
+    shortened,
+)
 from models.heads.anchor import Detect, IAuxDetect, IDetect, MapDetect
 from models.heads.anchor_free import AnchorFreeDetect
 from models.heads.base import DetectionHead
 from models.heads.binned import IBin
 from models.registry import Block, known_blocks
-from utils.errors import UserError, unknown_name
+from utils.errors import UserError, nearest
 
 PROBE_SIZE = 256
 ANCHOR_HEADS: dict[str, type[Detect]] = {
@@ -30,6 +39,17 @@ ANCHOR_HEADS: dict[str, type[Detect]] = {
 CLASS_MARGINS = {"yolov5": 0.99999, "yolov7": 0.99, "mobile": 0.99}
 BATCHNORM_EPS = {"mobile": 1e-4}
 DEFAULT_ACTIVATIONS = {"mobile": "nn.LeakyReLU(0.1)"}
+# What a block can raise on arguments or inputs that it was not made for.
+BLOCK_ERRORS = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    LookupError,
+    MemoryError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
 # Their backward pass needs the output alone, so the map before them need not be kept.
 IN_PLACE_ACTIVATIONS = (nn.LeakyReLU, nn.ReLU, nn.ReLU6)
 
@@ -76,7 +96,9 @@ def build_layers(config: ModelConfig) -> nn.Sequential:
                 raise UserError(f"{where}: a detection head must be the last layer")
             name = row.module.removeprefix("torch.")
             if name not in blocks:
-                raise unknown_name("block", row.module, [*blocks, *ANCHOR_HEADS], where)
+                guess = nearest(name, [*blocks, *ANCHOR_HEADS])
+                hint = f"did you mean {guess!r}?" if guess else "docs/architectures.md lists the known ones"
+                raise UserError(f"{where}: unknown block {row.module!r}; {hint}")
             layer = _build_block(blocks[name], config, row, inputs, where)
             x = _tried(layer, inputs, where)
             outputs.append(x)
@@ -94,10 +116,18 @@ def _tried(layer: nn.Module, inputs: Any, where: str) -> torch.Tensor:
     try:
         output = layer.eval()(inputs)
         layer.train()
+        for one in output if isinstance(output, tuple) else (output,):
+            if not isinstance(one, torch.Tensor) or one.dim() != 4 or 0 in one.shape[1:]:
+                raise ValueError("its output is not a map of channels, rows and columns")
         return output
-    except (RuntimeError, ValueError, TypeError, IndexError, AttributeError) as error:
+    except BLOCK_ERRORS as error:
         shapes = ", ".join(_shapes(one) for one in _as_list(inputs))
-        raise UserError(f"{where}: does not fit its inputs {shapes}: {str(error).splitlines()[0]}") from error
+        raise UserError(f"{where}: does not fit its inputs {shapes}: {_reason(error)}") from error
+
+
+def _reason(error: BaseException) -> str:
+    """The first line of an error, shortened; its class where it says nothing."""
+    return (str(error).splitlines() or [type(error).__name__])[0][:LONGEST_VALUE]
 
 
 def _shapes(value: Any) -> str:
@@ -129,11 +159,16 @@ def count_auxiliary_layers(rows: Sequence[Row], num_levels: int) -> int:
 
 def _build_block(block: Block, config: ModelConfig, row: Row, inputs: Any, where: str) -> nn.Module:
     arguments = resolve_argument(row.arguments, config.argument_names, where)
-    repeats = max(round(row.repeats * config.depth), 1) if row.repeats > 1 else 1
-    widths = [_as_list(inputs)[0].shape[1]] if block.widths else []
+    repeats = scaled_repeats(row.repeats, config, where)
+    widths = []
+    if block.widths:
+        first = _as_list(inputs)[0]
+        if not isinstance(first, torch.Tensor):
+            raise UserError(f"{where}: cannot read the several maps of a CBLinear")
+        widths.append(first.shape[1])
     if block.widths == 2:
-        if not arguments or isinstance(arguments[0], bool) or not isinstance(arguments[0], int | float):
-            raise UserError(f"{where}: the first argument must be the output width, found {row.arguments}")
+        if not arguments or not is_number(arguments[0]) or arguments[0] > LARGEST_COUNT:
+            raise UserError(f"{where}: the first argument must be the output width, found {shortened(row.arguments)}")
         widths.append(scaled_width(arguments.pop(0), config))
     positional, keywords = _bind(block, arguments, where)
     if block.repeats:
@@ -143,6 +178,14 @@ def _build_block(block: Block, config: ModelConfig, row: Row, inputs: Any, where
         modules.append(_construct(block.module, [*widths, *positional], keywords, where))
         widths[:1] = widths[-1:]  # the next one continues at the width that this one ends with
     return modules[0] if repeats == 1 else nn.Sequential(*modules)
+
+
+def scaled_repeats(repeats: int, config: ModelConfig, where: str) -> int:
+    """A layer's repeats after the depth multiple."""
+    scaled = max(round(repeats * config.depth), 1) if repeats > 1 else 1
+    if scaled > MOST_REPEATS:
+        raise UserError(f"{where}: {scaled} repeats after the depth multiple, at most {MOST_REPEATS}")
+    return scaled
 
 
 def scaled_width(width: float, config: ModelConfig) -> int:
@@ -171,32 +214,60 @@ def _construct(
 ) -> nn.Module:
     try:
         return factory(*values, **keywords)
-    except (TypeError, ValueError, RuntimeError, IndexError, ZeroDivisionError, AttributeError) as error:
+    except BLOCK_ERRORS as error:
         parameters = ", ".join(inspect.signature(factory).parameters)
-        reason = str(error).splitlines()[0]
-        raise UserError(f"{where}: cannot be built: {reason}; it takes ({parameters})") from error
+        raise UserError(f"{where}: cannot be built: {_reason(error)}; it takes ({parameters})") from error
 
 
 def _build_head(config: ModelConfig, row: Row, inputs: Any, where: str) -> DetectionHead:
     if row.module not in ANCHOR_HEADS:
         raise UserError(f"{where}: the last layer must be a detection head; known: {', '.join(ANCHOR_HEADS)}")
     arguments = resolve_argument(row.arguments, config.argument_names, where)
+    anchor_free = config.family == "yolov8" and row.module == "Detect"
+    form = "[nc]" if anchor_free else "[nc, anchors]"
+    if len(arguments) != form.count(",") + 1:
+        raise UserError(f"{where}: takes {form}, found {shortened(row.arguments)}")
+    if arguments[0] != config.num_classes:
+        written = shortened(arguments[0])
+        raise UserError(f"{where}: has {written} classes, the model {config.num_classes}; write nc in its place")
     features = _as_list(inputs)
+    strides = _strides(features, where)
+    if row.module == "IAuxDetect":
+        if len(strides) % 2:
+            raise UserError(f"{where}: reads {len(strides)} layers; it needs two for each level")
+        strides = strides[: len(strides) // 2]
     widths = [feature.shape[1] for feature in features]
-    levels = len(features) // 2 if row.module == "IAuxDetect" else len(features)
-    strides = [PROBE_SIZE / feature.shape[2] for feature in features[:levels]]
-    if config.family == "yolov8":
+    if anchor_free:
         return _construct(AnchorFreeDetect, [config.num_classes, strides, widths], {}, where)  # type: ignore[return-value]
-    if len(arguments) != 2:
-        raise UserError(f"{where}: takes [nc, anchors], found {row.arguments}")
     anchors = _level_anchors(arguments[1], strides, where)
+    if config.family == "mobile":
+        for index in absolute_sources(row):
+            if config.rows[index].module.removeprefix("torch.") != "nn.Conv2d":
+                raise UserError(f"{where}: has no weights, so it reads nn.Conv2d layers; layer {index} is none")
     head: Callable[..., nn.Module] = MapDetect if config.family == "mobile" else ANCHOR_HEADS[row.module]
     options = {"keep_pixel_anchors": config.family != "yolov5", "class_margin": CLASS_MARGINS[config.family]}
-    return _construct(head, [arguments[0], strides, anchors, widths], options, where)  # type: ignore[return-value]
+    return _construct(head, [config.num_classes, strides, anchors, widths], options, where)  # type: ignore[return-value]
+
+
+def _strides(features: Sequence[Any], where: str) -> list[float]:
+    """Pixels a cell of each map."""
+    strides = []
+    for number, feature in enumerate(features):
+        if not isinstance(feature, torch.Tensor):
+            raise UserError(f"{where}: cannot read the several maps of a CBLinear")
+        height, width = feature.shape[2:]
+        if height != width or PROBE_SIZE % height:
+            raise UserError(
+                f"{where}: its input {number} is {height} x {width} for an image of {PROBE_SIZE} x {PROBE_SIZE}; "
+                "a cell must be a whole number of pixels"
+            )
+        strides.append(PROBE_SIZE / height)
+    return strides
 
 
 def _level_anchors(anchors: Any, strides: Sequence[float], where: str) -> list[list[float]]:
     """Anchors of each level, the small ones on the small stride; numbers to be replaced where only a count is given."""
+    check_anchors(anchors, where)
     if isinstance(anchors, int):
         return [[float(value) for value in range(2 * anchors)] for _ in strides]
     if len(anchors) != len(strides):

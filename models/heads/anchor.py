@@ -134,7 +134,7 @@ class MapDetect(AnchorHead):
             )
 
     def prediction_convolutions(self, sources: Sequence[nn.Module]) -> list[nn.Module]:
-        return list(sources)
+        return [source[-1] if isinstance(source, nn.Sequential) else source for source in sources]
 
     def logits(self, level: int, feature: torch.Tensor) -> torch.Tensor:
         return feature
