@@ -32,7 +32,12 @@ class ToyModel(nn.Module):
         super().__init__()
         self.conv = nn.Conv2d(3, width, STRIDE, STRIDE)
         self.stride = torch.tensor([float(STRIDE)])
-        self.yaml, self.names, self.nc, self.family = {"width": width}, ["item"], 1, "yolov5"
+        self.yaml, self.names, self.nc, self.family = (
+            {"width": width, "backbone": [], "head": []},
+            ["item"],
+            1,
+            "yolov5",
+        )
 
     def forward(self, images: Tensor, extra_features: Sequence[int] | None = None) -> Any:
         x = self.conv(images)
