@@ -100,8 +100,8 @@ def _overview(bench: Workbench, rows: Sequence[Mapping[str, Any]]) -> Iterator[s
     yield f"# Pruning {options.training.weights}"
     yield ""
     yield (
-        f"{options.training.data}, {options.split} split, {bench.img_size} pixels. Target: {options.targets} of the "
-        f"{settings.by} removed, by {settings.importance} importance, {settings.scope} ranking "
+        f"{options.training.data}, {options.split} split, {bench.img_size} pixels. Target: "
+        f"{', '.join(f'{target:.0%}' for target in options.targets)} of the {settings.by} removed, by {settings.importance} importance, {settings.scope} ranking "
         f"(normalised by {settings.normalize}), widths in multiples of {settings.round_to}, at least "
         f"{settings.min_keep:.0%} of each layer kept, {options.steps} cut(s)."
     )
