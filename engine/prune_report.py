@@ -96,12 +96,12 @@ def _table(rows: Sequence[Mapping[str, Any]]) -> list[str]:
 
 def _overview(bench: Workbench, rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     options = bench.options
-    settings = options.settings
+    settings, targets = options.settings, ", ".join(f"{target:.0%}" for target in options.targets)
     yield f"# Pruning {options.training.weights}"
     yield ""
     yield (
         f"{options.training.data}, {options.split} split, {bench.img_size} pixels. Target: "
-        f"{', '.join(f'{target:.0%}' for target in options.targets)} of the {settings.by} removed, by {settings.importance} importance, {settings.scope} ranking "
+        f"{targets} of the {settings.by} removed, by {settings.importance} importance, {settings.scope} ranking "
         f"(normalised by {settings.normalize}), widths in multiples of {settings.round_to}, at least "
         f"{settings.min_keep:.0%} of each layer kept, {options.steps} cut(s)."
     )
