@@ -29,8 +29,10 @@ from engine.transfer import TransferReport, transfer_weights
 from engine.unpickle import Unpickled, unpickle
 from engine.upstream import (
     check_architecture,
+    class_count,
     class_names,
     find_models,
+    numbers,
     pixel_anchors,
     plain_entry,
     plain_weights,
@@ -154,7 +156,8 @@ def interpret(path: Path, unpickled: Unpickled, allow_nan: bool = False, archite
 
 def not_finite(tensors: Mapping[str, torch.Tensor]) -> list[str]:
     """The keys of tensors that hold NaN or infinite values."""
-    return [key for key, tensor in tensors.items() if not tensor.isfinite().all()]
+    extremes = ((key, tensor.aminmax()) for key, tensor in tensors.items() if tensor.numel())
+    return [key for key, (low, high) in extremes if not (low.isfinite() and high.isfinite())]  # NaN is both of them
 
 
 def _own(path: Path, unpickled: Unpickled, where: str) -> Checkpoint:
@@ -163,25 +166,27 @@ def _own(path: Path, unpickled: Unpickled, where: str) -> Checkpoint:
     if not isinstance(version, int) or not 0 < version <= FORMAT_VERSION:
         shown = version if isinstance(version, int) and 0 < version < MAX_EPOCH else "unknown"
         raise UserError(f"{where} has format version {shown}, newer than {FORMAT_VERSION}; update this software")
-    model, training = content.get("model"), content.get("training") or {}
+    model = content.get("model")
+    hyp, training = ({} if content.get(key) is None else content[key] for key in ("hyp", "training"))
     if (
         unpickled.classes
         or not isinstance(model, dict)
         or not isinstance(model.get("yaml"), dict)
+        or "nc" not in model
         or not _is_state_dict(model.get("state_dict"))
-        or not isinstance(model.get("nc"), int)
+        or not isinstance(hyp, dict)
         or not isinstance(training, dict)
     ):
         raise UserError(f"{where} is damaged: its entries are not those of a checkpoint of ours; use another copy")
-    yaml, hyp = plain_entry(model["yaml"], where), plain_entry(content.get("hyp") or {}, where)
+    yaml, hyp = plain_entry(model["yaml"], where), plain_entry(hyp, where)
     check_architecture(yaml, where)
     known = ("format", "format_version", "model", "hyp", "epoch", "best_fitness", "training")
-    nc, stride = model["nc"], [float(s) for s in model.get("stride") or ()]
+    nc, stride = class_count(model["nc"], where), numbers(model.get("stride"))
     anchors = (pixel_anchors(t, stride) for key, t in model["state_dict"].items() if key.endswith(".anchors"))
     return Checkpoint(
         path=path,
         kind="own",
-        family=str(model.get("family") or yaml.get("family") or ""),
+        family=next((text for text in (model.get("family"), yaml.get("family")) if isinstance(text, str)), ""),
         yaml=yaml,
         state_dict=_float32(model["state_dict"]),
         names=class_names(model.get("names"), nc),
@@ -338,8 +343,12 @@ def _filled(checkpoint: Checkpoint, yaml: dict[str, Any], where: str) -> tuple[M
     """A model of this architecture with whatever weights of the checkpoint fit it."""
     from models.yolo import Model
 
-    with _parameter_limit(where):
-        model = Model(yaml, nc=checkpoint.nc)
+    try:
+        with _parameter_limit(where):
+            model = Model(yaml, nc=checkpoint.nc)
+    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        reason = f"{type(error).__name__}: {str(error)[:100]}".splitlines()[0]
+        raise UserError(f"{where}: its architecture cannot be built ({reason}); it is damaged") from error
     if not any(".bn." in key for key in checkpoint.state_dict):  # saved after BatchNorm was folded away
         model.fuse()
     return model, transfer_weights(model, checkpoint.state_dict)

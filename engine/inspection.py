@@ -11,9 +11,9 @@ from typing import Any
 import torch
 
 from engine.checkpoint import Checkpoint, not_finite
-from engine.rebuild import StandIn
+from engine.rebuild import StandIn, printable
 from engine.unpickle import Unpickled
-from engine.upstream import printable, walk
+from engine.upstream import tensor_entries, walk
 
 LABEL_WIDTH = 14
 LINE_WIDTH = 120
@@ -142,8 +142,8 @@ def _kind(value: Any, where: str) -> str:
         count = sum(
             tensor.numel()
             for _, module in walk(value, where)
-            for tensor in (module.attributes.get("_parameters") or {}).values()
-            if isinstance(tensor, torch.Tensor)
+            for name, tensor in tensor_entries(module)
+            if isinstance(tensor, torch.Tensor) and name not in STATISTICS
         )
         return f"a pickled {value.class_name}" + (f" of {count:,} parameters" if count else "")
     if isinstance(value, torch.Tensor):

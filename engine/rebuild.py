@@ -20,6 +20,7 @@ import torch
 MAX_DIMENSIONS = 16
 MAX_SIZE = 1 << 48
 MAX_KEY = 1 << 60
+MAX_SHOWN = 100
 # A view may repeat its storage (stride 0), as the anchor grids that YOLOv5 leaves in its checkpoints do.
 MAX_REPEATED_ELEMENTS = 1 << 22
 
@@ -58,6 +59,12 @@ class PickledDtype:
     """A numpy number type, named in a pickle."""
 
     dtype: np.dtype
+
+
+def printable(value: Any) -> str:
+    """A scalar from a file as it may be shown on a terminal."""
+    text = str(value) if not isinstance(value, int) or abs(value) < 1 << 64 else "a huge number"
+    return "".join(c if c.isprintable() else "?" for c in text[:MAX_SHOWN])
 
 
 Scalar = (str, bytes, int, float, type(None))

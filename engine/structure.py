@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import nn
 
-from engine.rebuild import StandIn
+from engine.rebuild import StandIn, printable
 from utils.errors import UserError
 
 Facts = dict[str, Any]
@@ -31,6 +31,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
 }  # fmt: skip
 ACTIVATIONS = ("SiLU", "ReLU", "ReLU6", "Hardswish", "Mish", "Sigmoid", "LeakyReLU", "ELU", "GELU", "PReLU")
 TOLERANCE = 1e-9
+MAX_VALUE = 1 << 31
 
 
 def pickled_facts(module: StandIn) -> Facts | None:
@@ -51,8 +52,10 @@ def _built_facts(module: nn.Module) -> Facts | None:
 def _comparable(value: Any) -> Any:
     """A layer's attribute in one form: PyTorch keeps (3, 3) and 3, 2 and 2.0 for the same."""
     if isinstance(value, list | tuple) and 0 < len(value) <= 3 and all(isinstance(v, int | float) for v in value):
-        return value[0] if len(set(value)) == 1 else str(tuple(value))
-    return value if isinstance(value, int | float | str | None) else type(value).__name__
+        value = value[0] if len(set(value)) == 1 else ", ".join(map(printable, value))
+    if isinstance(value, float | None) or (isinstance(value, int) and abs(value) < MAX_VALUE):
+        return value
+    return printable(value) if isinstance(value, str | int) else type(value).__name__
 
 
 def default_activation(rows: Any, convolutions: Iterator[Facts | None]) -> str | None:

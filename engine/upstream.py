@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +13,7 @@ import torch
 
 from engine.families import family_of, guess_release, refuse_other_models
 from engine.file_facts import file_facts, image_size
-from engine.rebuild import StandIn
+from engine.rebuild import StandIn, printable
 from engine.structure import Facts, default_activation, pickled_facts
 from models.config import KNOWN_KEYS
 from models.parser import DEFAULT_ACTIVATIONS
@@ -25,6 +26,7 @@ MAX_NAME = 100
 MAX_NUMBER = 1 << 128  # beyond it a number may take long to print
 MAX_REPEATS = 1000
 MAX_ARGUMENT = 200
+BLOCK_NAME = re.compile(r"[\w.]{1,60}")
 MAX_DEPTH_MULTIPLE = 20
 PROFILER_BUFFERS = ("total_ops", "total_params")  # left behind by a FLOPs counter, not part of the model
 WRAPPERS = ("DataParallel", "DistributedDataParallel")
@@ -129,8 +131,8 @@ def read_model(model: StandIn, entries: Mapping[str, Any], classes: set[str], wh
     named = {module.short_name for _, module in walk(model, where)}
     family = family_of(head, isinstance(children(head).get("m"), StandIn), named, where)
     yaml = _yaml(model, where)
-    nc = _class_count(head.attributes.get("nc", model.attributes.get("nc", yaml.get("nc"))), where)
-    stride = _numbers(model.attributes.get("stride", head.attributes.get("stride")))
+    nc = class_count(head.attributes.get("nc", model.attributes.get("nc", yaml.get("nc"))), where)
+    stride = numbers(model.attributes.get("stride", head.attributes.get("stride")))
     activation = _activation(model, yaml, where)
     if activation not in (None, DEFAULT_ACTIVATIONS.get(family, "nn.SiLU()")):
         yaml.setdefault("activation", activation)
@@ -159,32 +161,30 @@ def class_names(names: Any, nc: int) -> list[str]:
     return [printable(name) if isinstance(name, str | int | float) else f"class{i}" for i, name in enumerate(found)]
 
 
-def printable(value: Any) -> str:
-    """A scalar from a file as it may be shown on a terminal."""
-    text = str(value) if not isinstance(value, int) or abs(value) < 1 << 64 else "a huge number"
-    return "".join(c if c.isprintable() else "?" for c in text[:MAX_NAME])
-
-
 def state_dict(model: StandIn, where: str, file_size: int) -> dict[str, torch.Tensor]:
     """The parameters and persistent buffers of a stand-in tree, as stored, by upstream's keys and order."""
     tensors: dict[str, torch.Tensor] = {}
     elements_left = file_size  # weights may be shared, but not without end; they have two bytes or more
     for prefix, module in walk(model, where):
-        kept_out = module.attributes.get("_non_persistent_buffers_set") or ()
-        for table in ("_parameters", "_buffers"):
-            entries = module.attributes.get(table) or {}
-            for name, tensor in entries.items() if isinstance(entries, Mapping) else ():
-                if tensor is None or name in kept_out or name in PROFILER_BUFFERS:
-                    continue
-                if not isinstance(tensor, torch.Tensor):
-                    raise UserError(f"{where}: {prefix}{name[:MAX_NAME]} is not a tensor; fetch the file again")
-                elements_left -= tensor.numel()
-                if elements_left < 0:
-                    raise UserError(
-                        f"{where}: its tensors repeat themselves beyond the size of the file; it is malicious"
-                    )
-                tensors[f"{prefix}{name}"] = tensor
+        for name, tensor in tensor_entries(module):
+            if not isinstance(tensor, torch.Tensor):
+                raise UserError(f"{where}: {printable(prefix + name)} is not a tensor; fetch the file again")
+            elements_left -= tensor.numel()
+            if elements_left < 0:
+                raise UserError(f"{where}: its tensors repeat themselves beyond the size of the file; it is malicious")
+            tensors[f"{prefix}{name}"] = tensor
     return tensors
+
+
+def tensor_entries(module: StandIn) -> Iterator[tuple[str, Any]]:
+    """Names and values of a module's own parameters and persistent buffers."""
+    kept_out = module.attributes.get("_non_persistent_buffers_set")
+    left_out = {*PROFILER_BUFFERS, *(kept_out if isinstance(kept_out, set | frozenset) else ())}
+    for table in ("_parameters", "_buffers"):
+        entries = module.attributes.get(table)
+        for name, value in entries.items() if isinstance(entries, Mapping) else ():
+            if value is not None and name not in left_out:
+                yield str(name)[:MAX_NAME], value
 
 
 def plain(value: Any) -> Any:
@@ -283,14 +283,24 @@ def check_architecture(yaml: Mapping[str, Any], where: str) -> None:
         if not isinstance(rows, list) or not all(isinstance(row, list) and len(row) == 4 for row in rows):
             raise UserError(f"{where}: its architecture's {key!r} is no list of rows; it is damaged")
         for row in rows:
-            texts = [text for text in row[3] if isinstance(text, str)] if isinstance(row[3], list) else []
-            if (isinstance(row[1], int) and row[1] > MAX_REPEATS) or any(len(text) > MAX_ARGUMENT for text in texts):
+            if isinstance(row[1], int) and row[1] > MAX_REPEATS:
                 raise UserError(f"{where}: its architecture repeats a block without end; it is damaged or malicious")
+            if not isinstance(row[2], str) or not BLOCK_NAME.fullmatch(row[2]) or not _are_arguments(row[3]):
+                raise UserError(f"{where}: its architecture has a row with an impossible block; it is damaged")
     scales = yaml.get("scales") or {}
     depths = [scale[:1] for scale in scales.values() if isinstance(scale, list)] if isinstance(scales, dict) else []
     for depth in (yaml.get("depth_multiple"), *(value for scale in depths for value in scale)):
         if isinstance(depth, int | float) and not 0 < depth <= MAX_DEPTH_MULTIPLE:
             raise UserError(f"{where}: its architecture has a depth multiple of {depth:g}; it is damaged or malicious")
+
+
+def _are_arguments(values: Any, depth: int = 2) -> bool:
+    """Whether these are arguments of a row: numbers, short texts, and lists of such."""
+    return isinstance(values, list) and all(
+        (len(value) <= MAX_ARGUMENT if isinstance(value, str) else isinstance(value, int | float | None))
+        or (depth > 0 and _are_arguments(value, depth - 1))
+        for value in values
+    )
 
 
 def _hyp(model: StandIn) -> dict[str, Any]:
@@ -306,17 +316,19 @@ def _hyp(model: StandIn) -> dict[str, Any]:
     return {}
 
 
-def _class_count(value: Any, where: str) -> int:
+def class_count(value: Any, where: str) -> int:
+    """A number of classes that was checked."""
     if type(value) is not int or not 0 < value < 100_000:
         raise UserError(f"{where} does not say how many classes it has; it is damaged")
     return value
 
 
-def _numbers(value: Any) -> list[float]:
+def numbers(value: Any) -> list[float]:
+    """The few numbers of a list or a tensor, such as strides; none where it holds something else."""
     if isinstance(value, torch.Tensor) and value.numel() <= 16:
         return [float(v) for v in value.flatten().tolist()]
-    numbers = value if isinstance(value, list | tuple) and len(value) <= 16 else ()
-    return [float(v) for v in numbers if isinstance(v, int | float) and abs(v) < MAX_NUMBER]
+    items = value if isinstance(value, list | tuple) and len(value) <= 16 else ()
+    return [float(v) for v in items if isinstance(v, int | float) and abs(v) < MAX_NUMBER]
 
 
 def _anchors(head: StandIn, stride: list[float]) -> list[list[float]] | None:
