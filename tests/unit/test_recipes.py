@@ -13,11 +13,29 @@ from tests.golden import ROOT
 from tests.unit.distill_toys import ToyDetector, head_spec
 
 RECIPES = sorted((ROOT / "hyp").glob("distill.*.yaml"))
+ANCHOR_FREE = {"distill.ld"}
+"""Recipes for heads that predict distributions of box sides."""
 each_recipe = pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 
 
 def test_there_are_recipes() -> None:
-    assert {"distill.fgd", "distill.l2", "distill.output", "distill.fgd-output"} <= {path.stem for path in RECIPES}
+    names = [
+        "fgd",
+        "l2",
+        "output",
+        "fgd-output",
+        "output-paper",
+        "cwd",
+        "mgd",
+        "pkd",
+        "at",
+        "fbkd",
+        "soft-label",
+        "bckd",
+        "crosskd",
+        "ld",
+    ]
+    assert {f"distill.{name}" for name in names} <= {path.stem for path in RECIPES}
 
 
 @each_recipe
@@ -29,7 +47,8 @@ def test_a_recipe_opens_with_the_command_that_uses_it(path: Path) -> None:
 
 @each_recipe
 def test_a_recipe_differs_from_plain_training_by_the_distillation_only(path: Path) -> None:
-    recipe, plain = read_hyp(path).to_dict(), read_hyp(ROOT / "hyp" / "scratch-low.yaml").to_dict()
+    plain_file = "scratch.v8.yaml" if path.stem in ANCHOR_FREE else "scratch-low.yaml"
+    recipe, plain = read_hyp(path).to_dict(), read_hyp(ROOT / "hyp" / plain_file).to_dict()
     different = {name for name, value in recipe.items() if value != plain[name]}
     assert different == {"student_kd_layers", "teacher_kd_layers", "kd_losses", "kd_schedule"}
 
@@ -38,7 +57,8 @@ def test_a_recipe_differs_from_plain_training_by_the_distillation_only(path: Pat
 def test_a_recipe_builds_a_distiller(path: Path) -> None:
     hyp = read_hyp(path)
     layers = hyp.student_kd_layers, hyp.teacher_kd_layers
-    heads = {"student_head": head_spec(), "teacher_head": head_spec()}
+    kind = "anchor_free" if path.stem in ANCHOR_FREE else "anchor"
+    heads = {"student_head": head_spec(kind), "teacher_head": head_spec(kind)}
     kd = Distiller(ToyDetector(4), ToyDetector(6), *layers, hyp.kd_losses, hyp.kd_schedule, image_size=64, **heads)
     assert {name.split("/")[1] for name in kd.item_names} == set(hyp.kd_losses)
 
