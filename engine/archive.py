@@ -96,7 +96,7 @@ class ZipArchive:
         self._check_directory_size(stream)
         try:
             self._zip = zipfile.ZipFile(stream)
-        except (zipfile.BadZipFile, OSError, ValueError, struct.error) as error:
+        except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError, struct.error) as error:
             raise damaged(path, f"its zip directory cannot be read ({error})") from error
         self._entries = self._checked_entries()
         self._storages: dict[str, torch.Tensor] = {}

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import argparse
 import collections
+import datetime
 import os
 import pathlib
 import pickle
 import struct
 import time
 import tracemalloc
+import types
 import warnings
 import zipfile
 from collections.abc import Callable, Iterator
@@ -247,6 +249,37 @@ def malicious_pickles(marker: Path) -> dict[str, bytes]:
         "object array": g("numpy", "dtype") + u("O8") + b"\x89\x88\x87R.",
         "builds a class": g("models.common", "Conv") + b"}" + u("forward") + system + b"sb.",
         "calls a string": u("os.system") + call + b".",
+        "new object of a function with keywords": system + u(command) + b"\x85}\x92.",
+        "new object by name": g("copyreg", "__newobj__") + system + u(command) + b"\x86R.",
+        "reconstructor": g("copy_reg", "_reconstructor") + g("os", "_wrap_close") + g("__builtin__", "object")
+        + b"N\x87R.",
+        "partial": g("functools", "partial") + system + u(command) + b"\x86R.",
+        "attrgetter": g("operator", "attrgetter") + u("system") + b"\x85R.",
+        "type": g("builtins", "type") + u("x") + b")}\x87R.",
+        "code object": g("types", "CodeType") + b")R.",
+        "function object": g("types", "FunctionType") + b")R.",
+        "import module": g("importlib", "import_module") + u("os") + b"\x85R.",
+        "library": g("ctypes", "CDLL") + u("x.so") + b"\x85R.",
+        "library of operators": g("torch", "ops.load_library") + u("x.so") + b"\x85R.",
+        "extension from source": g("torch.utils.cpp_extension", "load_inline") + u("x") + b"\x85R.",
+        "hub": g("torch.hub", "load") + u("x/y") + u("z") + b"\x86R.",
+        "numpy command": g("numpy.testing._private.utils", "runstring") + u(command) + b"}\x86R.",
+        "pip": g("pip", "main") + b"]\x85R.",
+        "globals of a method": g("builtins", "getattr") + g("builtins", "getattr") + conv + u("forward") + b"\x86R"
+        + u("__globals__") + b"\x86R.",
+        "a function as a hook": b"}" + u("_forward_hooks") + b"}K\x00" + system + b"ss.",
+        "a rebuilt tensor by a function": g("torch._tensor", "_rebuild_from_type_v2") + b"(" + system
+        + g("torch", "Tensor") + u(command) + b"\x85}tR.",
+        "a default factory": g("collections", "defaultdict") + system + b"\x85R.",
+        "extension code 2": b"\x80\x02\x83\x01\x01.",
+        "persistent number": b"K\x07Q.",
+        "persistent class": conv + b"Q.",
+        "persistent storage without a type": b"(" + u("storage") + u("FloatStorage") + u("0") + u("cpu") + b"K\x01tQ.",
+        "persistent storage of a number": b"(" + u("storage") + g("torch", "FloatStorage") + b"K\x00" + u("cpu")
+        + b"K\x01tQ.",
+        "persistent storage of true": b"(" + u("storage") + g("torch", "FloatStorage") + u("0") + u("cpu") + b"\x88tQ.",
+        "persistent storage of six": b"(" + u("storage") + g("torch", "FloatStorage") + u("0") + u("cpu")
+        + b"K\x01K\x01tQ.",
         "calls a stand-in": conv + call + b".",
     }  # fmt: skip
 
@@ -257,8 +290,7 @@ def test_nothing_is_executed(tmp_path: Path, guard: Path, name: str, legacy: boo
     data = malicious_pickles(guard)[name]
     path = tmp_path / "evil.pt"
     if legacy:
-        head = archive_module.LEGACY_MAGIC + pickle.dumps(1001, 2) + pickle.dumps({"little_endian": True}, 2)
-        path.write_bytes(head + data + pickle.dumps([], 2))
+        write_legacy(path, data)
     else:
         write_zip(path, data)
     with pytest.raises(UserError) as error:
@@ -284,6 +316,11 @@ def test_harmless_reading_of_the_same_names_as_text(tmp_path: Path) -> None:
 def doubling(times: int = 60) -> bytes:
     """A tuple of two tuples of two tuples ...: small, until something prints or copies it."""
     return b")" + b"2\x86" * times
+
+
+def same_hash(count: int) -> list[bytes]:
+    """Numbers whose hashes are equal: Python's hash of an integer is its remainder by 2 ** 61 - 1."""
+    return [b"\x8a\x10" + ((1 << 62) + i * ((1 << 61) - 1)).to_bytes(16, "little") for i in range(count)]
 
 
 def bombs() -> dict[str, bytes]:
@@ -325,6 +362,26 @@ def bombs() -> dict[str, bytes]:
         "recursive tuple as a key": b"}" + b")" + b"\x85" * 50_000 + b"Ns",
         "deep tuple in a set": b"\x80\x04\x8f(" + b")" + b"\x85" * 50_000 + b"\x90",
         "empty stack": b"0",
+        "huge declared byte array": b"\x80\x05\x96" + struct.pack("<Q", 1 << 62),
+        "huge declared text of protocol 4": b"\x80\x04\x8d" + struct.pack("<Q", 1 << 40) + b"abc",
+        "huge declared bytes of protocol 3": b"\x80\x03B\xff\xff\xff\xff",
+        "huge declared old text": b"T\xff\xff\xff\x7f",
+        "negative length": b"\x8b\xff\xff\xff\xff",
+        "negative old text": b"T\xff\xff\xff\xff",
+        "out-of-band buffer": b"\x80\x05\x97",
+        "read-only buffer": b"\x80\x05N\x98",
+        "a number of ten million digits": b"I" + b"9" * 10_000_000 + b"\n",
+        "a long number of ten million digits": b"L" + b"9" * 10_000_000 + b"L\n",
+        "keys with one hash": b"}(" + b"N".join(same_hash(20_000)) + b"Nu",
+        "set items with one hash": g("builtins", "set") + b"](" + b"".join(same_hash(20_000)) + b"e\x85R",
+        "typed tensor of a wrong storage": g("torch._utils", "_rebuild_tensor_v3") + b"(" + storage() + b"K\x00"
+        + b"K\x01\x85K\x01\x85\x89N" + g("torch", "float64") + b"}tR",
+        "typed tensor beyond its bytes": g("torch._utils", "_rebuild_tensor_v3") + b"("
+        + storage(kind="UntypedStorage", numel=16) + b"K\x00K\x05\x85K\x01\x85\x89N" + g("torch", "float32") + b"}tR",
+        "a date that is none": g("datetime", "datetime") + g("_codecs", "encode") + u("abc") + u("latin1")
+        + b"\x86R\x85R",
+        "a date of month 99": g("datetime", "datetime") + g("_codecs", "encode") + u("\x07\xd0" + "\x63" * 8)
+        + u("latin1") + b"\x86R\x85R",
         "no stop": b"N",
         "unknown memo": b"h\x07",
         "unknown opcode": b"\xff",
@@ -333,12 +390,23 @@ def bombs() -> dict[str, bytes]:
     }  # fmt: skip
 
 
+def write_legacy(path: Path, data: bytes) -> Path:
+    """The older container around one pickle and a storage of 16 bytes."""
+    head = archive_module.LEGACY_MAGIC + pickle.dumps(1001, 2) + pickle.dumps({"little_endian": True}, 2)
+    path.write_bytes(head + data + pickle.dumps(["0"], 2) + struct.pack("<q", 4) + bytes(16))
+    return path
+
+
 @pytest.mark.parametrize("name", sorted(bombs()))
-def test_bombs_are_refused_before_they_grow(tmp_path: Path, guard: Path, name: str) -> None:
-    stop = b"" if name == "no stop" else b"."
-    path = write_zip(tmp_path / "bomb.pt", bombs()[name] + stop, {"0": bytes(16)})
-    with pytest.raises(UserError, match="damaged or malicious"):
+@pytest.mark.parametrize("legacy", [False, True], ids=["zip", "legacy"])
+def test_bombs_are_refused_before_they_grow(tmp_path: Path, guard: Path, name: str, legacy: bool) -> None:
+    data = bombs()[name] + (b"" if name == "no stop" else b".")
+    tracemalloc.reset_peak()
+    path = tmp_path / "bomb.pt"
+    path = write_legacy(path, data) if legacy else write_zip(path, data, {"0": bytes(16)})
+    with pytest.raises(UserError, match="damaged or malicious|cut short") as error:
         unpickle(path)
+    assert str(error.value).isprintable()
 
 
 @pytest.mark.parametrize(
@@ -354,6 +422,55 @@ def test_bombs_are_refused_before_they_grow(tmp_path: Path, guard: Path, name: s
 )
 def test_harmless_curiosities_stay_small(tmp_path: Path, guard: Path, data: bytes) -> None:
     unpickle(write_zip(tmp_path / "odd.pt", data))
+
+
+def test_a_state_cannot_change_what_a_stand_in_is(tmp_path: Path, guard: Path) -> None:
+    """BUILD with special names, and with a slots state: attributes like any other."""
+    names = ("__class__", "__dict__", "__reduce__", "__setstate__", "class_name", "attributes", "arguments")
+    state = b"}(" + b"".join(u(name) + u("os.system") for name in names) + b"u"
+    for data in (state, b"N" + state + b"\x86", state + b"N\x86"):
+        read = unpickle(write_zip(tmp_path / "s.pt", g("models.common", "Conv") + b")\x81" + data + b"b.")).content
+        assert type(read) is StandIn and read.class_name == "models.common.Conv" and read.arguments == ()
+        assert read.attributes == dict.fromkeys(names, "os.system")
+
+
+def test_functions_below_known_modules_are_names_only(tmp_path: Path, guard: Path) -> None:
+    """A known module gives stand-ins, whatever is called by its name."""
+    for module, name in (("ultralytics.utils.checks", "check_requirements"), ("torch.nn.modules.os", "system")):
+        data = g(module, name) + u(f"touch {guard}") + b"\x85R."
+        read = unpickle(write_zip(tmp_path / "f.pt", data)).content
+        assert type(read) is StandIn and read.class_name == f"{module}.{name}"
+
+
+def test_what_pytorch_and_python_leave_in_checkpoints(tmp_path: Path) -> None:
+    moment = datetime.datetime(2023, 4, 5, 6, 7, 8, 9)
+    weight = torch.zeros(2, requires_grad=True)
+    content = {
+        "date": moment,
+        "slice": slice(1, None, 2),
+        "range": range(0, 9, 2),
+        "optimizer": torch.optim.SGD([weight], 0.1),
+        "function": torch.nn.functional.relu,
+        "wrapped": nn.DataParallel(nn.Conv2d(1, 1, 1)),
+        "windows": pathlib.PureWindowsPath("C:/runs/exp"),
+        "namespace": types.SimpleNamespace(a=1),
+        "typed": torch.arange(4, dtype=torch.int16),
+    }
+    torch.save(content, tmp_path / "v.pt")
+    read = unpickle(tmp_path / "v.pt").content
+    assert read["date"] == "2023-04-05T06:07:08.000009"
+    assert (read["slice"], read["range"]) == ("1:None:2", "0:9:2")
+    assert read["optimizer"].class_name == "torch.optim.sgd.SGD"
+    assert read["wrapped"].attributes["_modules"]["module"].short_name == "Conv2d"
+    assert read["namespace"].attributes == {"a": 1} and "exp" in read["windows"]
+
+
+def test_typed_tensors_of_plain_bytes(tmp_path: Path) -> None:
+    """How newer PyTorch writes number types that have no storage class of their own."""
+    data = g("torch._utils", "_rebuild_tensor_v3") + b"(" + storage(kind="UntypedStorage", numel=16) + b"K\x01"
+    data += b"K\x02\x85K\x01\x85\x89N" + g("torch", "int32") + b"}tR."
+    read = unpickle(write_zip(tmp_path / "t.pt", data, {"0": struct.pack("<4i", 1, -2, 3, 4)})).content
+    assert read.dtype == torch.int32 and read.tolist() == [-2, 3]
 
 
 def test_too_many_instructions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -408,6 +525,53 @@ def test_entries_that_overlap(tmp_path: Path, guard: Path) -> None:
         _claim_size(path, f"archive/data/{i}PK".encode() if i < 19 else b"archive/data/19PK", 20_000)
     with pytest.raises(UserError, match="claim more than the"):
         unpickle(path)
+
+
+def test_encrypted_entries(tmp_path: Path) -> None:
+    path = write_zip(tmp_path / "e.pt", b"N.")
+    raw = bytearray(path.read_bytes())
+    raw[raw.rfind(b"PK\x01\x02") + 8] |= 1
+    path.write_bytes(raw)
+    with pytest.raises(UserError, match="is encrypted"):
+        unpickle(path)
+
+
+def test_a_directory_of_the_large_kind_that_claims_too_much(tmp_path: Path, guard: Path) -> None:
+    """The records of an archive beyond 4 GB, in a small one."""
+    path = write_zip(tmp_path / "z64.pt", b"N.")
+    raw = path.read_bytes()
+    end = raw.rfind(b"PK\x05\x06")
+    record = b"PK\x06\x06" + struct.pack("<QHHLLQQQQ", 44, 45, 45, 0, 0, 1, 1, 1 << 50, 0)
+    locator = b"PK\x06\x07" + struct.pack("<LQL", 0, end, 1)
+    path.write_bytes(raw[:end] + record + locator + raw[end:])
+    with pytest.raises(UserError, match="zip directory of 1125899906842624 bytes"):
+        unpickle(path)
+
+
+@pytest.mark.parametrize("order", [b"big", b"middle", b"little" * 100_000])
+def test_other_byte_orders(tmp_path: Path, order: bytes) -> None:
+    with pytest.raises(UserError, match="big-endian"):
+        unpickle(write_zip(tmp_path / "b.pt", b"N.", byteorder=order))
+    assert unpickle(write_zip(tmp_path / "l.pt", b"N.", byteorder=b"little")).content is None
+
+
+@pytest.mark.parametrize("legacy", [False, True], ids=["zip", "legacy"])
+def test_random_damage_to_the_container_never_escapes(tmp_path: Path, legacy: bool) -> None:
+    path, rng, outcomes = tmp_path / "c.pt", np.random.default_rng(0), set()
+    torch.save({"w": nn.Conv2d(3, 4, 1)}, path, _use_new_zipfile_serialization=not legacy)
+    raw = path.read_bytes()
+    start = 0 if legacy else raw.find(b"PK\x01\x02")
+    for _ in range(300):
+        changed = bytearray(raw)
+        changed[rng.integers(start, len(raw))] = rng.choice([0, 48, 127, 128, 255])
+        path.write_bytes(changed)
+        try:
+            unpickle(path)
+            outcomes.add("read")
+        except UserError as error:
+            assert str(error).isprintable()
+            outcomes.add("refused")
+    assert outcomes == {"read", "refused"}
 
 
 @pytest.mark.parametrize("name", ["archive/../../etc/passwd", "/etc/passwd", "archive/a\\b", "other/data.pkl"])
@@ -473,6 +637,16 @@ def test_a_storage_under_two_types(tmp_path: Path) -> None:
         (b"\n<html>", "web page"),
         (b"PK\x03\x04" + bytes(100), "cut short"),
         (pickle.dumps({"a": 1}, 2), "is not a PyTorch checkpoint"),
+        (b"\xef\xbb\xbf<HTML><head>", "web page"),
+        (b"<?xml version='1.0'?><Error><Code>AccessDenied", "error message of a web server"),
+        (b'{"message": "Not Found"}', "JSON text"),
+        (struct.pack("<Q", 80) + b'{"model.0.weight":{"dtype":"F16"', "safetensors file.*training's .pt file"),
+        (b"\x08\x08\x12\x07pytorch\x1a\x052.1.0", "ONNX export; give the .pt file that it was made from"),
+        (b"\x89HDF\r\n\x1a\n" + bytes(8), "Keras"),
+        (b"\x1c\x00\x00\x00TFL3", "TensorFlow Lite export"),
+        (b"\x1f\x8b\x08", "compressed by gzip; unpack"),
+        (b"\xff\xd8\xff\xe0", "JPEG picture"),
+        (bytes(1000), "nothing but zeros"),
     ],
 )
 def test_other_files(tmp_path: Path, content: bytes, message: str) -> None:
@@ -505,8 +679,46 @@ def test_missing_file_folder_and_zip_of_something_else(tmp_path: Path) -> None:
         unpickle(tmp_path / "other.zip")
 
 
+@pytest.mark.parametrize(
+    ("suffix", "what"), [(".onnx", "ONNX export"), (".engine", "TensorRT export"), (".yaml", "is a yaml")]
+)
+def test_other_suffixes(tmp_path: Path, suffix: str, what: str) -> None:
+    path = tmp_path / f"other{suffix}"
+    path.write_bytes(b"some bytes that say nothing")
+    with pytest.raises(UserError, match=rf"{what}, not a PyTorch checkpoint; give a \.pt file"):
+        unpickle(path)
+
+
+def test_a_zipped_checkpoint(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "w.zip", "w", zipfile.ZIP_DEFLATED) as z:
+        z.writestr("weights/best.pt", bytes(100))
+    with pytest.raises(UserError, match=r"unpack it and give 'weights/best\.pt' inside"):
+        unpickle(tmp_path / "w.zip")
+
+
+def test_a_file_that_may_not_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write_zip(tmp_path / "p.pt", b"N.")
+
+    def refuse(*_: Any) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(archive_module, "open", refuse, raising=False)
+    with pytest.raises(UserError, match="cannot be read: Permission denied"):
+        unpickle(path)
+
+
+def test_torchscript_with_compressed_code_is_named(tmp_path: Path) -> None:
+    """PyTorch compresses the code of an export."""
+    path = tmp_path / "script.pt"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as z:
+        z.writestr("script/data.pkl", b"N.")
+        z.writestr("script/code/__torch__.py", "x = 1\n" * 1000)
+    with pytest.raises(UserError, match="TorchScript"):
+        unpickle(path)
+
+
 def test_torchscript_is_named(tmp_path: Path) -> None:
-    path = write_zip(tmp_path / "script.pt", b"N.", None, **{"constants.pkl": b"N."})
+    path = write_zip(tmp_path / "script.pt", b"N.", None, 0, **{"constants.pkl": b"N."})
     with pytest.raises(UserError, match="TorchScript"):
         unpickle(path)
 

@@ -390,8 +390,8 @@ def hostile_values() -> list[Any]:
         deep = (deep,)
     return [
         None, True, -1, 2.5, float("nan"), 1 << 100_000, "\n\x1b[31m", b"\xff", "Conv", [], {}, doubling, deep,
-        [doubling], {1: 2}, {"a": deep}, [-1, 1], [[1, 2, 3]], StandIn("models.yolo.Model"), torch.zeros(3), torch.zeros(0),
-        np.zeros((8, 0)),
+        [doubling], {1: 2}, {"a": deep}, [-1, 1], [[1, 2, 3]], StandIn("models.yolo.Model"), torch.zeros(3),
+        torch.zeros(0), np.zeros((8, 0)),
     ]  # fmt: skip
 
 
