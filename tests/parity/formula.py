@@ -11,7 +11,19 @@ import torch
 
 from models.yolo import Model
 
-LEFT_AS_BUILT = ("num_batches_tracked", "anchors", "anchor_grid", "dfl.conv.weight")
+LEFT_AS_BUILT = (
+    "num_batches_tracked",
+    "anchors",
+    "anchor_grid",
+    "dfl.conv.weight",
+    "bins",
+    "pos_weight",
+    "id_tensor",
+    "weight_rbr_avg_avg",
+    "weight_rbr_prior",
+    "relative_coords_table",
+    "relative_position_index",
+)
 
 
 def formula_tensor(key: str, shape: tuple[int, ...], gain: float) -> np.ndarray:
