@@ -63,7 +63,8 @@ def test_a_compiled_training_does_not_measure_gradients_beforehand(
 
 
 def test_the_wrapped_model_is_what_the_options_say(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch, "compile", lambda module: ("compiled", module))
+    monkeypatch.setattr(torch, "compile", lambda module, dynamic: (dynamic, module))
     model = ToyModel()
     assert wrap(model, TrainOptions(), World(), CPU) is model
-    assert wrap(model, TrainOptions(compile=True), World(), CPU) == ("compiled", model)
+    assert wrap(model, TrainOptions(compile=True), World(), CPU) == (False, model)
+    assert wrap(model, TrainOptions(compile=True, multi_scale=True), World(), CPU) == (None, model)
