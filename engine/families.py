@@ -156,7 +156,6 @@ def guess_release(entries: Mapping[str, Any], model: StandIn, head: StandIn, fam
         return "YOLOv5 7.0"
     if model.short_name == "DetectionModel":
         return "YOLOv5 6.2 or 7.0"
-    buffers = head.attributes.get("_buffers")
-    if isinstance(buffers, Mapping) and "anchor_grid" in buffers:
+    if any(name.endswith(".Focus") for name in classes):
         return "YOLOv5 5.0 or earlier"
     return "YOLOv5 6.0 or 6.1"

@@ -30,6 +30,7 @@ from engine.rebuild import (
     PickledDtype,
     StandIn,
     plain_key,
+    printable,
     set_numpy_state,
 )
 from utils.errors import UserError
@@ -121,7 +122,7 @@ class PickleMachine:
         except (ValueError, IndexError, KeyError, TypeError, OverflowError, struct.error) as error:
             # A malformed pickle: an empty stack, an unknown memo entry, a value of the wrong type.
             raise damaged(
-                self._archive.path, f"its pickle does not parse ({type(error).__name__}: {str(error)[:80]})"
+                self._archive.path, f"its pickle does not parse ({type(error).__name__}: {printable(str(error))})"
             ) from error
 
     def finish(self, content: Any) -> Unpickled:
@@ -168,7 +169,7 @@ class PickleMachine:
         if known:
             self._classes.add(path)
         elif path not in CALLS:
-            self._refused.add(path[:120])
+            self._refused.add(printable(path))
         self._stack.append(Global(path, is_class=known))
 
     def _call(self, function: Any, arguments: Any) -> Any:
@@ -237,6 +238,12 @@ class PickleMachine:
 
     def _persistent_id(self, _: Any) -> None:
         identity = self._stack.pop()
+        if isinstance(identity, tuple) and len(identity) == 4 and identity[0] == "module":
+            # The older container wraps a module's class together with its source code, which is left alone.
+            if not isinstance(identity[1], Global):
+                raise BuildError("a module is described wrongly")
+            self._stack.append(identity[1])
+            return
         if not isinstance(identity, tuple) or len(identity) not in (5, 6) or identity[0] != "storage":
             raise BuildError("it refers to something outside that is not a tensor storage")
         _, kind, key, _, numel = identity[:5]

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from engine.checkpoint import load_checkpoint, load_model, save_checkpoint, to_payload
+from engine.inspection import describe
 from tests.golden import load_json, meta, shared_path
 
 FAMILIES = {
@@ -62,6 +63,23 @@ def test_the_official_yolov5n() -> None:
     assert checkpoint.best_fitness == pytest.approx(0.26757, abs=1e-5)
     assert checkpoint.hyp["lr0"] == 0.01
     assert "models.yolo.Detect" in checkpoint.classes
+
+
+RELEASES = {
+    "yolov5n-nc3_stripped": "YOLOv5 7.0",
+    "yolov5n-nc3_v61_stripped": "YOLOv5 6.0 or 6.1",
+    "yolov5n": "YOLOv5 6.0 or 6.1",
+    "yolov7-tiny-nc3_stripped": "YOLOv7, training form",
+    "yolov8n-nc3_stripped": "ultralytics 8.2.103",
+}
+
+
+@pytest.mark.parametrize("name", RELEASES)
+def test_what_is_told_of_a_file(name: str) -> None:
+    text = "\n".join(describe(load_checkpoint(shared_path(f"weights/{name}.pt"))))
+    assert f"written by:   upstream, {RELEASES[name]}\n" in text
+    assert "stored as float16" in text and "stripped of:  optimizer, ema" in text
+    assert max(map(len, text.splitlines())) <= 120
 
 
 @pytest.mark.parametrize("name", [*(f"{name}_stripped" for name in FAMILIES), "yolov5n"])

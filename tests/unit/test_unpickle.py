@@ -134,10 +134,12 @@ def test_tensors_and_plain_values(tmp_path: Path, legacy: bool) -> None:
     assert read.content["contiguous"].untyped_storage().data_ptr() == read.content["view"].untyped_storage().data_ptr()
 
 
-def test_modules_become_inert(tmp_path: Path) -> None:
+@pytest.mark.parametrize("legacy", [False, True], ids=["zip", "legacy"])
+def test_modules_become_inert(tmp_path: Path, legacy: bool) -> None:
+    """The older container holds the source code of the classes besides, which is not looked at."""
     module = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4))
     path = tmp_path / "module.pt"
-    torch.save({"model": module}, path)
+    torch.save({"model": module}, path, _use_new_zipfile_serialization=not legacy)
     read = unpickle(path)
     model = read.content["model"]
     assert type(model) is StandIn and not callable(model)
@@ -274,6 +276,8 @@ def malicious_pickles(marker: Path) -> dict[str, bytes]:
         "extension code 2": b"\x80\x02\x83\x01\x01.",
         "persistent number": b"K\x07Q.",
         "persistent class": conv + b"Q.",
+        "persistent module of a function": b"(" + u("module") + system + u("x.py") + u("") + b"tQ" + call + b".",
+        "persistent module of a number": b"(" + u("module") + b"K\x07" + u("x.py") + u("import os") + b"tQ.",
         "persistent storage without a type": b"(" + u("storage") + u("FloatStorage") + u("0") + u("cpu") + b"K\x01tQ.",
         "persistent storage of a number": b"(" + u("storage") + g("torch", "FloatStorage") + b"K\x00" + u("cpu")
         + b"K\x01tQ.",
