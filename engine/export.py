@@ -25,6 +25,7 @@ from utils.errors import UsageError, UserError, unknown_name
 from utils.logging import LOGGER
 from utils.paths import existing_file
 
+OPSETS = range(11, 21)  # of ONNX, that PyTorch's exporter of traces can write and the grids need
 Write = Callable[[nn.Module, Tensor, ExportMetadata, Path], Path]
 
 
@@ -74,7 +75,9 @@ class ExportOptions:
         for flag, value in (("--conf-thres", self.conf_thres), ("--iou-thres", self.iou_thres)):
             if not 0 <= value <= 1:
                 raise UsageError(f"{flag} must be from 0 to 1, got {value}")
-        for flag, count in (("--batch-size", self.batch_size), ("--topk-all", self.topk_all), ("--opset", self.opset)):
+        if self.opset not in OPSETS:
+            raise UsageError(f"--opset must be from {OPSETS[0]} to {OPSETS[-1]}, got {self.opset}")
+        for flag, count in (("--batch-size", self.batch_size), ("--topk-all", self.topk_all)):
             if count < 1:
                 raise UsageError(f"{flag} must be at least 1, got {count}")
 
@@ -198,12 +201,13 @@ def _write(
     metadata: ExportMetadata,
 ) -> Path:
     """Writes one file beside the checkpoint, and says how well it agrees with PyTorch."""
+    difference = 0.0
     if metadata.nms:  # few boxes may pass, or none: what they are chosen from is compared first
         with tempfile.TemporaryDirectory() as scratch:
             plain = replace(metadata, nms=False)
-            _compared(export, write, plain, Path(scratch) / f"decoded{suffix}")
+            difference = _compared(export, write, plain, Path(scratch) / f"decoded{suffix}")
     result = export.path.with_name(f"{export.path.stem}{suffix}")
-    difference = _compared(export, write, metadata, result)
+    difference = max(difference, _compared(export, write, metadata, result))
     files = [file for file in result.rglob("*") if file.is_file()] or [result]
     size = sum(file.stat().st_size for file in files) / 1e6
     LOGGER.info(f"{result}: {size:.1f} MB, largest relative difference from PyTorch {difference:.1g}")

@@ -77,7 +77,7 @@ def _traced_graph(module: nn.Module, images: Tensor, metadata: ExportMetadata, o
                 module, (images,), str(path), opset_version=opset, input_names=[IMAGES], output_names=[OUTPUT],
                 dynamic_axes={IMAGES: axes, OUTPUT: outputs}, **by_trace,
             )  # fmt: skip
-        except (torch.onnx.errors.OnnxExporterError, ValueError) as error:
+        except torch.onnx.errors.OnnxExporterError as error:
             reason = str(error).strip().splitlines()[0]
             raise UserError(f"this model cannot be written as ONNX with --opset {opset}: {reason}") from error
         return path.read_bytes()

@@ -65,10 +65,8 @@ class Suppressed(nn.Module):
             moved = boxes + class_index * apart
         limits = (self.topk_all, self.iou_thres, self.conf_thres)
         kept = _NonMaxSuppression.apply(moved, confidence.transpose(1, 2), *limits)  # (n, 3)
-        image = kept[:, 0]
-        place = image * boxes.shape[1] + kept[:, 2]  # among the boxes of all images
-        rows = torch.cat((boxes, class_index, confidence), 2).flatten(0, 1)[place]  # (n, 6)
-        return torch.cat((image.unsqueeze(1).to(rows.dtype), rows), 1)
+        rows = _Gather.apply(torch.cat((boxes, class_index, confidence), 2), kept[:, ::2])  # (n, 6)
+        return torch.cat((kept[:, :1].to(rows.dtype), rows), 1)
 
     def candidates(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Corners (N, A, 4) of all boxes, their best classes (N, A, 1) and the confidences of those (N, A, 1)."""
@@ -102,3 +100,21 @@ class _NonMaxSuppression(torch.autograd.Function):
         """The operator in the graph `g`."""
         limits = (torch.tensor([most]), torch.tensor([iou_thres]), torch.tensor([score_thres]))
         return g.op("NonMaxSuppression", boxes, scores, *(g.op("Constant", value_t=limit) for limit in limits))
+
+
+class _Gather(torch.autograd.Function):
+    """Rows of each image by ONNX's GatherND.
+
+    Indexing would multiply the image's number by the number of boxes, which PyTorch's exporter may take for a constant
+    though the size of the images is free.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, table: Tensor, places: Tensor) -> Tensor:
+        """Rows (n, C) of a table (N, A, C) at places (n, 2) [image, row]."""
+        return table[places[:, 0], places[:, 1]]
+
+    @staticmethod
+    def symbolic(g: Any, table: Any, places: Any) -> Any:
+        """The operator in the graph `g`."""
+        return g.op("GatherND", table, places)
