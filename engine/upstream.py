@@ -136,7 +136,7 @@ def read_model(model: StandIn, entries: Mapping[str, Any], classes: set[str], wh
     activation = _activation(model, yaml, where)
     if activation not in (None, DEFAULT_ACTIVATIONS.get(family, "nn.SiLU()")):
         yaml.setdefault("activation", activation)
-    tensors = state_dict(model, where, size)
+    tensors = _with_neutral_implicit(state_dict(model, where, size), head, f"model.{list(modules)[-1]}.")
     hyp = _hyp(model)
     return UpstreamModel(
         family=family,
@@ -174,6 +174,20 @@ def state_dict(model: StandIn, where: str, file_size: int) -> dict[str, torch.Te
                 raise UserError(f"{where}: its tensors repeat themselves beyond the size of the file; it is malicious")
             tensors[f"{prefix}{name}"] = tensor
     return tensors
+
+
+def _with_neutral_implicit(tensors: dict[str, torch.Tensor], head: StandIn, prefix: str) -> dict[str, torch.Tensor]:
+    """Implicit layers that do nothing, where upstream has folded them into a head and left their values beside it.
+
+    A folded head is known by the `forward` that was put in place of its own.
+    """
+    if not isinstance(head.attributes.get("forward"), StandIn):
+        return tensors
+    neutral = {f"{prefix}ia.": torch.zeros_like, f"{prefix}im.": torch.ones_like}
+    return {
+        key: next((fill(tensor) for start, fill in neutral.items() if key.startswith(start)), tensor)
+        for key, tensor in tensors.items()
+    }
 
 
 def tensor_entries(module: StandIn) -> Iterator[tuple[str, Any]]:

@@ -138,6 +138,24 @@ def test_layers_that_compute_something_else(tmp_path: Path, child: str, name: st
     assert "\n" not in str(error.value)
 
 
+def test_implicit_layers_that_upstream_has_folded_are_not_applied_again(tmp_path: Path) -> None:
+    """Its fuse() leaves their values in the file, beside the weights that contain them."""
+    head = [[-1, 1, "MP", []], [[3], 1, "IDetect", ["nc", "anchors"]]]
+    yaml = {**YAML, "backbone": [[-1, 1, "Conv", [8, 3, 2]]] * 3, "head": head}
+
+    def change(content: dict[str, Any]) -> None:
+        last = modules(content)["4"]
+        for part, value in (("ia", 0.5), ("im", 2.0)):
+            layer = last.attributes["_modules"][part].attributes["_modules"]["0"]
+            layer.attributes["_parameters"]["implicit"][:] = value
+        last.attributes["forward"] = StandIn("models.yolo.IDetect.fuseforward")
+
+    path = upstream_file(tmp_path / "u.pt", change, yaml)
+    state = load_checkpoint(path).state_dict
+    assert state["model.4.ia.0.implicit"].unique().tolist() == [0]
+    assert state["model.4.im.0.implicit"].unique().tolist() == [1]
+
+
 def pruned() -> Model:
     """Layer 0 gives five channels instead of eight."""
     return toy({**YAML, "channel_plan": {"model.0.conv": [None, 5], "model.0.bn": [5], "model.1.conv": [5, None]}})
