@@ -320,7 +320,8 @@ def fitted_model(checkpoint: Checkpoint) -> Model:
 
     where = f"checkpoint {str(checkpoint.path)!r}"
     model, report = _filled(checkpoint, checkpoint.yaml, where)
-    if report.mismatched and checkpoint.kind == "upstream":
+    narrower = all(len(theirs) == len(ours) for _, theirs, ours in report.mismatched)
+    if report.mismatched and narrower and checkpoint.kind == "upstream":
         model, report = _filled(checkpoint, with_channel_plan(checkpoint.yaml, checkpoint.state_dict), where)
     unused = [key for key in report.unused if not key.endswith(DERIVED_TENSORS)]
     if not report.complete or unused:

@@ -175,6 +175,14 @@ def test_a_pruned_upstream_model_gets_its_channel_plan(tmp_path: Path) -> None:
     assert student.state_dict()["model.0.conv.weight"].shape == (5, 3, 3, 3)
 
 
+def test_a_tensor_of_another_rank_is_no_pruning(tmp_path: Path) -> None:
+    def change(content: dict[str, Any]) -> None:
+        modules(content)["1"].attributes["_modules"]["bn"].attributes["_parameters"]["weight"] = torch.tensor(1.0)
+
+    with pytest.raises(UserError, match=r"model\.1\.bn\.weight scalar -> 8"):
+        load_model(upstream_file(tmp_path / "u.pt", change))
+
+
 # -- how a model is kept -----------------------------------------------------------------------------------------------
 
 
