@@ -19,7 +19,7 @@ from engine.distillation import check_recipe
 from engine.distributed import announced_world
 from engine.train import run_training
 from utils.errors import UsageError, UserError
-from utils.logging import LOGGER
+from utils.logging import LOGGER, setup_logging
 from utils.paths import existing_file, increment_path, replacing
 from utils.yaml_io import check_keys, load_yaml
 
@@ -126,6 +126,7 @@ def run_chain(options: TrainOptions, assistants: Sequence[Assistant]) -> Path:
         UserError: an assistant is no better than its own baseline.
     """
     world = announced_world(options.batch_size)
+    setup_logging(world.rank)
     if world.active and not options.exist_ok:
         raise UsageError("--teacher-assistants in several processes: add --exist-ok, so that all mean the same folder")
     if options.more_teachers:

@@ -148,6 +148,7 @@ def test_no_such_file(ask: Ask, files: Path, words: Sequence[object], message: s
         ((*TRAIN, "--cfg", ""), "nothing to train: give --cfg"),
         ((*DISTIL, "--teacher-weights", ""), "--teacher-weights is missing"),
         ((*DISTIL, "--weights", "@/whole.pt", "--cfg", ""), "the student would be its own teacher"),
+        ((*DISTIL, "--teacher-assistants", "small"), "'small': expected cfg.yaml, cfg.yaml:weights.pt or weights.pt"),
         ((*TEST, "--batch", 0), "--batch-size 0"),
         ((*TEST, "--img", 8), "--img-size 8: expected a whole number of at least 32"),
         ((*TEST, "--task", "nothing"), "invalid choice: 'nothing'"),
@@ -208,7 +209,8 @@ def test_yaml_that_is_none(ask: Ask, tmp_path: Path, words: Sequence[object]) ->
         ((*TRAIN, "--cfg", "@/small.yaml", "--weights", "@/v8.pt", "--freeze", 25), "--freeze leaves nothing"),
         ((*DISTIL, "--hyp", "@/hyp.yaml"), "/hyp.yaml' has no kd_losses"),
         ((*DISTIL, "--teacher-weights", "@/two.pt"), "the student has 12 classes, the teacher 2"),
-        ((*DISTIL, "--teacher-weights", "@/v8.pt"), "the student's head is anchor, the teacher's anchor_free"),
+        ((*DISTIL, "--teacher-weights", "@/whole.pt", "none.pt"), "--teacher-weights 'none.pt' does not exist"),
+        ((*DISTIL, "--unlabeled", "@/nowhere"), "/nowhere' does not exist; name a folder of images"),
     ],
 )
 def test_wrong_file(ask: Ask, words: Sequence[object], message: str) -> None:
@@ -259,7 +261,12 @@ def test_wrong_value_in_a_yaml(
         ({"student_kd_layers": [17, 20, 23], "teacher_kd_layers": [17, 20, 99]}, "teacher_kd_layers[2] is 99"),
         ({"student_kd_layers": [17, 20], "teacher_kd_layers": [17, 20, 23]}, "so give both the same number"),
         ({"student_kd_layers": [17, 20], "teacher_kd_layers": [20, 17]}, "pair equal strides"),
-        ({"student_kd_layers": "all"}, "expected a list of layers, or auto"),
+        ({"student_kd_layers": "all"}, "student_kd_layers has 'all'; write indices such as [12, 15, 18], or auto"),
+        ({"student_kd_layers": 17}, "expected a list of layers, or auto"),
+        ({"kd_teachers": [{}, {}]}, "kd_teachers describes 2 teachers, --teacher-weights names 1"),
+        ({"kd_teachers": [{"classes": ["arow"]}]}, "classes are chosen by name"),
+        ({"kd_loss_type": "feature", "kd_losses": None}, "feature_loss_type is missing"),
+        ({"kd_schedule": {"stop_epoch": "close_mosaic"}}, "but mosaics never stop"),
         ({"student_kd_layers": [], "teacher_kd_layers": []}, "FGD compares feature maps; list student_kd_layers"),
     ],
 )
