@@ -14,7 +14,7 @@ def build_parser() -> argparse.ArgumentParser:
     formatter = argparse.ArgumentDefaultsHelpFormatter
     parser = CommandParser(description=__doc__, formatter_class=formatter)
     add = parser.add_argument
-    add("--weights", nargs="+", default=["yolov7.pt"], help="checkpoints, ours or upstream's; several are an ensemble")
+    add("--weights", nargs="+", default=["yolov7.pt"], help="checkpoints or exported files; several are an ensemble")
     add(
         "--source",
         default="inference/images",

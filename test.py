@@ -12,7 +12,7 @@ def build_parser() -> argparse.ArgumentParser:
     formatter = argparse.ArgumentDefaultsHelpFormatter
     parser = CommandParser(description=__doc__, formatter_class=formatter)
     add = parser.add_argument
-    add("--weights", nargs="+", default=["yolov7.pt"], help="checkpoints, ours or upstream's; several are an ensemble")
+    add("--weights", nargs="+", default=["yolov7.pt"], help="checkpoints or exported files; several are an ensemble")
     add("--data", default="data/coco.yaml", help="data set yaml")
     add("--batch-size", "--batch", type=int, default=32)
     add("--img-size", "--img", "--imgsz", type=int, default=640, help="longer side of the network input in pixels")

@@ -84,16 +84,10 @@ def test_detection_finds_the_same(options: TestOptions, folder: Path) -> None:  
     assert len(by_model) == 6 and by_model == by_file
 
 
-def test_mistakes_are_one_line(options: TestOptions, folder: Path) -> None:  # noqa: F811
-    onnx = folder / "best.onnx"
-    cases = [
-        (("train.py", "--weights", onnx, "--data", options.data, "--project", folder / "t"), 1, "name the .pt"),
-        (("export.py", "--weights", folder / "best.pt", "--include", "onxx"), 2, "did you mean 'onnx'?"),
-    ]
-    for words, code, message in cases:
-        done = run_command(*words)
-        assert done.returncode == code and message in done.stderr, (words, done.stderr)
-        assert done.stderr.strip().splitlines()[-1].startswith("error: ") and "Traceback" not in done.stderr
+def test_a_mistake_is_one_line(folder: Path) -> None:
+    done = run_command("export.py", "--weights", folder / "best.pt", "--include", "onxx")
+    assert done.returncode == 2 and done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
+    assert "did you mean 'onnx'?" in done.stderr
 
 
 def test_what_an_exported_file_cannot_do(options: TestOptions, folder: Path) -> None:  # noqa: F811

@@ -80,8 +80,7 @@ def test_fixed_size_is_said(files: dict[str, Path]) -> None:
         ExportedModel(files["fixed"], CPU)(torch.zeros(1, 3, 64, 64))
 
 
-@pytest.mark.parametrize("family", ["yolov5", "yolov7", "yolov8"])
-@pytest.mark.parametrize("num_classes", [1, 3])
+@pytest.mark.parametrize(("family", "num_classes"), [("yolov5", 3), ("yolov7", 1), ("yolov8", 3)])
 def test_suppression_inside_passes_through_ours(tmp_path: Path, family: str, num_classes: int) -> None:
     """What comes out is what our suppression gives at the limits of the file, though it runs again afterwards."""
     model = detector(family, names=NAMES[:num_classes])
