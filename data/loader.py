@@ -28,7 +28,7 @@ class Batch:
         targets: float32 (T, 6) rows [image, class, cx, cy, w, h], normalised.
         paths: N image files.
         shapes: N descriptions of where the images come from.
-        num_unlabelled: how many images, the last ones, have no labels because nobody looked, not because they are empty.
+        num_unlabelled: how many images, the last ones, have no labels because nobody looked, not as they are empty.
     """
 
     images: torch.Tensor

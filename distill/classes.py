@@ -105,7 +105,7 @@ def _plain_names(head: HeadSpec) -> list[str]:
 
 
 def _unnamed(head: HeadSpec) -> bool:
-    """Whether the names are none at all, or those that a class gets from its number: 0, 1, ... or class0, class1, ..."""
+    """Whether there are no names, or those that a class gets from its number: 0, 1, ... or class0, class1, ..."""
     names = list(_names(head))
     return any(names == [f"{word}{index}" for index in range(head.num_classes)] for word in ("", "class"))
 

@@ -20,7 +20,8 @@ def options(tiny: Path, teacher: Path) -> TrainOptions:
     """A trained teacher and the student's average, with images without labels behind each batch."""
     return TrainOptions(
         cfg=str(tiny / "small.yaml"), data=str(tiny / "tiny.yaml"), hyp=str(tiny / "distill.yaml"), epochs=4,
-        batch_size=8, img_size=(96, 96), workers=0, noplots=True, device="cpu", project=str(tiny / "runs"), name="relations-whole",
+        batch_size=8, img_size=(96, 96), workers=0, noplots=True, device="cpu", project=str(tiny / "runs"),
+        name="relations-whole",
         teacher_weights=str(teacher), more_teachers=("ema",), unlabeled=str(tiny / "images/images/test"),
         unlabeled_batch=2,
     )  # fmt: skip
