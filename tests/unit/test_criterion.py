@@ -103,9 +103,7 @@ def test_an_unknown_head() -> None:
     model = Model(TINY["yolov5"]())
     model.model[-1] = nn.Identity()
     model.head.strides = (8.0,)
-    with pytest.raises(
-        UserError, match="no loss is known for the head Identity, so the model cannot be"
-    ):
+    with pytest.raises(UserError, match="no loss is known for the head Identity, so the model cannot be"):
         build_criteria(model, Hyp(), 640, 0.0, CPU)
 
 

@@ -455,9 +455,10 @@ def test_the_sparsity_loss_by_hand() -> None:
     assert items["sparsity/l1"].item() == pytest.approx(0.06) and items["scales/mean"].item() == pytest.approx(2)
     value.backward()
     assert model[0].weight.grad.tolist() == pytest.approx([0.04, -0.04])
-    assert "3 BatchNorm scales" in loss.preflight(
-        torch.zeros(4, 3, 8, 8), None, [], torch.zeros(0, 6), torch.tensor(1.0)
-    ).table
+    assert (
+        "3 BatchNorm scales"
+        in loss.preflight(torch.zeros(4, 3, 8, 8), None, [], torch.zeros(0, 6), torch.tensor(1.0)).table
+    )
     assert loss.epoch_row() == {"schedule/sparsity": 1.0}
 
 
