@@ -266,13 +266,48 @@ def test_augmented(model: Model) -> None:
         model.train()(image, augment=True)
 
 
-def test_compiles_to_one_graph(image: torch.Tensor) -> None:
-    model = Model(tiny_yolov7()).train()
+@pytest.mark.parametrize("training", [True, False])
+def test_compiles_to_one_graph(model: Model, image: torch.Tensor, training: bool) -> None:
+    model.train(training)
+    torch._dynamo.reset()
     compiled = torch.compile(model, fullgraph=True, backend="eager")
-    output, features = compiled(image, extra_features=[3, 1])
-    expected, expected_features = model(image, extra_features=[3, 1])
-    for a, b in zip([*output, *features], [*expected, *expected_features]):
-        torch.testing.assert_close(a, b)
+    with torch.set_grad_enabled(training):
+        for size in (32, 16):
+            output, features = compiled(image[:, :, :size], extra_features=[3, 1])
+            expected, expected_features = model(image[:, :, :size], extra_features=[3, 1])
+            for found, wanted in zip(tensors((output, features)), tensors((expected, expected_features)), strict=True):
+                torch.testing.assert_close(found, wanted)
+
+
+def tensors(output: Any) -> list[torch.Tensor]:
+    """All tensors of a nested output."""
+    return [output] if isinstance(output, torch.Tensor) else [one for part in output for one in tensors(part)]
+
+
+@torch.no_grad()
+def test_trace_with_features(model: Model, image: torch.Tensor) -> None:
+    class WithFeatures(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = model.eval()
+
+        def forward(self, x: torch.Tensor) -> Any:
+            return self.model(x, extra_features=[2, 0])
+
+    traced = torch.jit.trace(WithFeatures(), image, strict=False, check_trace=False)
+    (decoded, _raw), features = traced(image)
+    (expected, _maps), expected_features = model(image, extra_features=[2, 0])
+    torch.testing.assert_close(decoded, expected)
+    assert same(features, expected_features)
+
+
+@torch.no_grad()
+def test_copy_and_pickle_of_the_deployed_forms(model: Model, image: torch.Tensor) -> None:
+    model.eval().fuse().reparameterize()
+    expected = model(image)
+    for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        assert same(other(image), expected)
+        assert list(other.state_dict()) == list(model.state_dict())
 
 
 @torch.no_grad()
