@@ -21,8 +21,9 @@ $(READY):
 demo: $(READY)
 	$(PY) compare.py --experiment experiments/demo.yaml
 
+# Two processes of one thread each: threads of both on the same cores would wait for each other.
 test: $(READY)
-	$(PY) -m pytest -n 2 -m "not slow"
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 -m "not slow"
 
 test-slow: $(READY)
 	$(PY) -m pytest -m slow
