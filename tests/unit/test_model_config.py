@@ -55,6 +55,45 @@ def with_row(index: int, row: Any) -> dict[str, Any]:
         (5, [-1, 1, "Conv", [16]], ["layer 5 (Conv)", "last layer must be a detection head", "IAuxDetect"]),
         (5, [[2, 3, 4], 1, "Detect", ["nc", "anchors"]], ["layer 5 (Detect)", "anchors for 2 levels", "reads 3"]),
         (5, [[2, 4], 1, "Detect", ["nc", "anchors", 1]], ["layer 5 (Detect)", "takes [nc, anchors]"]),
+        (5, [[2, 4], 1, "Detect", [80, "anchors"]], ["layer 5 (Detect)", "has 80 classes, the model 3", "write nc"]),
+        (5, [[2, 4], 1, "Detect", ["nc", "many"]], ["layer 5 (Detect)", "unknown name 'many'"]),
+        (5, [[2, 4], 1, "Detect", ["nc", [[1, 2], [3]]]], ["layer 5 (Detect)", "of equal lengths"]),
+        (
+            5,
+            [[2, 3, 4], 1, "IAuxDetect", ["nc", "anchors"]],
+            ["(IAuxDetect)", "reads 3 layers", "two for each"],
+        ),
+        (5, [[2, 4], 1, "Segment", ["nc", 32, 256]], ["layer 5 (Segment)", "is for segmentation"]),
+        (5, [[2, 4], 1, "IKeypoint", ["nc", "anchors", 17]], ["layer 5 (IKeypoint)", "is for keypoints"]),
+        (5, [[2, 4], 1, "v10Detect", ["nc"]], ["layer 5 (v10Detect)", "is YOLOv10's"]),
+        (5, [[2, 4], 1, "RTDETRDecoder", ["nc"]], ["layer 5 (RTDETRDecoder)", "is RT-DETR's"]),
+        (2, [-1, 1, "C3k2", [16]], ["layer 2 (C3k2)", "YOLO11"]),
+        (2, [-1, 1, "Wholly", [16]], ["layer 2 (Wholly)", "unknown block 'Wholly'", "docs/architectures.md"]),
+        (4, [-1, 1, "nn.ZeroPad2d", [[0, 1, 0, 1]]], ["layer 5 (Detect)", "33 x 33", "whole number of pixels"]),
+        (
+            4,
+            [[-1, 2], 1, "Shortcut", [1]],
+            ["layer 4 (Shortcut)", "its inputs (24, 32, 32), (16, 64, 64)"],
+        ),
+        (4, [[-1, 2], 1, "Conv", [16]], ["layer 4 (Conv)", "does not fit its inputs"]),
+        (4, [-1, 1, "Concat", [7]], ["layer 4 (Concat)", "does not fit its inputs"]),
+        (2, [-1, 1, "Conv", [-16]], ["layer 2 (Conv)", "must be the output width"]),
+        (2, [-1, 1, "Conv", [10**9]], ["layer 2 (Conv)", "must be the output width"]),
+        (2, [-1, 1, "Conv", [True]], ["layer 2 (Conv)", "must be the output width"]),
+        (2, [-1, 1, "Conv", ["nc/0"]], ["layer 2 (Conv)", "'nc/0'", "zero"]),
+        (2, [-1, 1, "Conv", ["'16' * 9"]], ["layer 2 (Conv)", "only numbers can be"]),
+        (2, [-1, 1, "Conv", ["anchors * 9"]], ["layer 2 (Conv)", "only numbers can be"]),
+        (2, [-1, 1, "Conv", ["9" * 5000]], ["layer 2 (Conv)", "longer than any would be"]),
+        (2, [-1, 1, "Conv", ["(" * 150]], ["layer 2 (Conv)", "is not understood"]),
+        (2, [-1, 1, "Conv", [16, 3, 1, None, 1, "nn.ReLU(**{'inplace': True})"]], ["layer 2 (Conv)", "each keyword"]),
+        (2, [-1, 1, "Conv", [16, 3, 1, None, 1, "nn.LeakyReLU(slope=1)"]], ["layer 2 (Conv)", "unexpected keyword"]),
+        (2, [-1, 10**7, "Conv", [16]], ["layer 2 (Conv)", "an integer of 1 to 1000"]),
+        (2, [-1, "two", "Conv", [16]], ["layer 2 (Conv)", "number of repeats", "'two'"]),
+        (2, [-1, 1, "SwinTransformerBlock", [16, 3, 1]], ["layer 2 (SwinTransformerBlock)", "shared by 3 heads"]),
+        (2, [-1, 1, "PSA", [16]], ["layer 2 (PSA)", "at least 64 channels"]),
+        (2, [-1, 1, "RepConv_OREPA", [16, 5]], ["layer 2 (RepConv_OREPA)", "OREPA has kernel 3"]),
+        (2, [-1, 1, "CBLinear", [[8, 8]]], ["layer 3 (Conv)", "several maps of a CBLinear"]),
+        (2, [-1, 1, "nn.Flatten", []], ["layer 2 (nn.Flatten)", "unknown block"]),
     ],
 )
 def test_broken_row(tmp_path: Path, index: int, row: Any, parts: list[str]) -> None:
@@ -89,6 +128,26 @@ def test_broken_row(tmp_path: Path, index: int, row: Any, parts: list[str]) -> N
         ({"activation": "nn.Swishy()"}, "unknown activation 'nn.Swishy'"),
         ({"activation": "nc"}, "unknown name 'nc'"),
         ({"activation": "3"}, "is no activation"),
+        ({"activation": "nn.SiLU"}, "is not understood"),
+        ({"activation": "__import__('os').system('true')"}, "unknown activation"),
+        ({"nc": 10**12}, "a number of classes, 1 to 100000"),
+        ({"nc": 2.5}, "nc is 2.5"),
+        ({"nc": True}, "nc is True"),
+        ({"ch": 0}, "ch is 0"),
+        ({"depth_multiple": "deep"}, "three positive numbers"),
+        ({"depth_multiple": float("inf")}, "three positive numbers"),
+        (
+            {"depth_multiple": 999, "backbone": [[-1, 2, "Conv", [8]]] * 5},
+            "layer 0 (Conv): 1998 repeats after the depth",
+        ),
+        ({"scales": "n"}, "scales must map a letter"),
+        ({"scales": {"n": [1, 1]}, "scale": "n"}, "three positive numbers, found [1, 1]"),
+        ({"scales": {"n": 1}, "scale": "n"}, "three positive numbers, found 1"),
+        ({"anchors": "many"}, "anchors must be one list a level"),
+        ({"head": [7]}, "a row must be [from, number, module, args], found 7"),
+        ({"family": ["yolov5"]}, "unknown family"),
+        ({"family": "mobile"}, "has no weights, so it reads nn.Conv2d layers; layer 2 is none"),
+        ({"family": "yolov8"}, "takes [nc], found ['nc', 'anchors']"),
     ],
 )
 def test_broken_key(changes: dict[str, Any], part: str) -> None:
@@ -212,6 +271,60 @@ def test_scales(tmp_path: Path) -> None:
     assert Model(cfg).yaml["scale"] == "n", "without a name the first scale counts"
     with pytest.raises(UserError, match="unknown scale 'q'"):
         Model({**cfg, "scale": "q"})
+
+
+def test_scale_of_a_file_name(tmp_path: Path) -> None:
+    """The letter behind the generation; where that file is missing, the one without the letter is meant."""
+    cfg = tiny_yolov8(scales={"n": [1.0, 1.0, 64], "s": [1.0, 2.0, 64]})
+    (tmp_path / "yolov8-p2.yaml").write_text(yaml.safe_dump(cfg))
+    widths = {
+        name: Model(tmp_path / name).model[0].conv.out_channels for name in ("yolov8n-p2.yaml", "yolov8s-p2.yaml")
+    }
+    assert widths == {"yolov8n-p2.yaml": 8, "yolov8s-p2.yaml": 16}
+    assert Model({**cfg, "yaml_file": "some/yolov8s.yaml"}).yaml["scale"] == "s"
+    assert Model({**cfg, "scale": None, "yaml_file": "mine.yaml"}).yaml["scale"] == "n"
+    with pytest.raises(UserError, match="does not exist"):
+        Model(tmp_path / "yolov8n-p6.yaml")
+
+
+def test_repeats_of_each_kind_of_block() -> None:
+    """Blocks that know repeats get them; others stand in a row. 3 * 0.67 = 2.01 is 2."""
+
+    def built(name: str, *arguments: Any, **changes: Any) -> nn.Module:
+        return Model({**with_row(2, [-1, 3, name, [64, *arguments]]), "depth_multiple": 0.67, **changes}).model[2]
+
+    inside = ("C3", "C3x", "C3Ghost", "BottleneckCSP", "C2f", "BottleneckCSPB", "ResCSPC", "GhostCSPA", "RepC3")
+    for name in inside:
+        assert len(built(name).m) == 2, name
+    assert len(built("C3TR").m.tr) == 2
+    assert len(built("STCSPA").m.blocks) == 2
+    for name in ("Bottleneck", "Conv", "CrossConv", "GhostConv", "Res"):
+        chain = built(name)
+        assert isinstance(chain, nn.Sequential), name
+        assert len(chain) == 2, name
+    block = Model(with_row(2, [-1, 3, "HGBlock", [8, 16]])).model[2]
+    assert [conv.conv.out_channels for conv in block.m] == [8, 8, 8]
+
+
+def test_plain_arguments_are_not_scaled() -> None:
+    """Of rows whose first argument is no width the multiple changes nothing."""
+    rows = [[-1, 1, "HGStem", [16, 48]], [-1, 1, "ResNetLayer", [48, 12, 1, False, 2]], [-1, 1, "HGBlock", [10, 30]]]
+    model = Model({"nc": 3, "width_multiple": 0.5, "backbone": rows, "head": [[-1, 1, "Detect", ["nc"]]]})
+    assert [m.shape[1] for m in model(torch.rand(2, 3, 64, 64), extra_features=[0, 1, 2])[1]] == [48, 48, 30]
+
+
+def test_number_of_anchors_in_place_of_anchors() -> None:
+    """The head has its shape; the values are to be found from the data."""
+    model = Model(tiny_yolov5(anchors=4), nc=2)
+    assert model.head.anchors_px.shape == (2, 4, 2)
+    assert model(torch.rand(1, 3, 32, 32))[0].shape == (1, 4, 8, 8, 7)
+    assert Model(model.yaml).yaml["anchors"] == 4
+
+
+def test_keys_without_a_value() -> None:
+    """A yaml's `key:` with nothing behind it is as good as absent."""
+    cfg = tiny_yolov8(scales=None, scale=None, activation=None, family=None, anchors=None, ch=3)
+    assert Model(cfg).family == "yolov8"
 
 
 def test_overrides() -> None:
