@@ -174,3 +174,25 @@ def test_published_sizes_of_the_pico_models() -> None:
         with torch.device("meta"):
             model = Model(CFG / f"{name}.yaml", nc=nc)
         assert sum(p.numel() for p in model.parameters()) == parameters
+
+
+def rewritten(name: str, **replacements: str) -> dict[str, Any]:
+    """An architecture with blocks replaced by others, but for its first layer."""
+    cfg = load_yaml(CFG / f"{name}.yaml")
+    first, *backbone = cfg["backbone"]
+    replaced = [[s, n, replacements.get(block, block), args] for s, n, block, args in backbone + cfg["head"]]
+    return {**cfg, "backbone": [first, *replaced[: len(backbone)]], "head": replaced[len(backbone) :]}
+
+
+def test_sizes_of_upstream_s_variants() -> None:
+    """Parameters of yolov5s-ghost, yolov5s-transformer and yolov8n-ghost as upstream builds them."""
+    transformer = load_yaml(CFG / "yolov5/yolov5s.yaml")
+    transformer["backbone"][8][2] = "C3TR"
+    variants: dict[int, dict[str, Any]] = {
+        3_897_605: rewritten("yolov5/yolov5s", Conv="GhostConv", C3="C3Ghost"),
+        7_235_645: transformer,
+        1_865_316: rewritten("yolov8/yolov8n", Conv="GhostConv", C2f="C3Ghost"),
+    }
+    with torch.device("meta"):
+        for parameters, cfg in variants.items():
+            assert sum(p.numel() for p in Model(cfg).parameters()) == parameters

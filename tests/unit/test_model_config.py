@@ -138,7 +138,7 @@ def test_broken_row(tmp_path: Path, index: int, row: Any, parts: list[str]) -> N
         ({"depth_multiple": float("inf")}, "three positive numbers"),
         (
             {"depth_multiple": 999, "backbone": [[-1, 2, "Conv", [8]]] * 5},
-            "layer 0 (Conv): 1998 repeats after the depth",
+            "layer 0 (Conv): 1998 repeats",
         ),
         ({"scales": "n"}, "scales must map a letter"),
         ({"scales": {"n": [1, 1]}, "scale": "n"}, "three positive numbers, found [1, 1]"),
