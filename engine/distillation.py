@@ -15,6 +15,7 @@ from engine.config import Hyp, TrainOptions
 from engine.teachers import OWN_AVERAGE, TeacherPlan, plan_teachers, schedule_values, shared_losses
 from models.heads.anchor import AnchorHead
 from models.heads.anchor_free import AnchorFreeDetect
+from models.heads.binned import IBin
 from models.yolo import Model
 from utils.device import select_device
 from utils.errors import UsageError, UserError
@@ -25,7 +26,13 @@ RECIPES = "hyp/distill.*.yaml"
 
 
 def head_spec(model: Model) -> HeadSpec:
-    """A model's head described by values: what an output loss needs to know of it."""
+    """A model's head described by values: what an output loss needs to know of it.
+
+    Raises:
+        UserError: a head whose outputs no loss can read.
+    """
+    if isinstance(model.head, IBin):
+        raise UserError("the head IBin finds box sizes by bins, which cannot be distilled; take a model with another head")
     strides = tuple(int(s) for s in model.stride)
     anchors = model.head.anchors_px if isinstance(model.head, AnchorHead) else None
     kind = "anchor_free" if anchors is None else "anchor"
