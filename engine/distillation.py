@@ -32,7 +32,7 @@ def head_spec(model: Model) -> HeadSpec:
         UserError: a head whose outputs no loss can read.
     """
     if isinstance(model.head, IBin):
-        raise UserError("the head IBin finds box sizes by bins, which cannot be distilled; take a model with another head")
+        raise UserError("the head IBin finds box sizes by bins, which cannot be distilled; take another model")
     strides = tuple(int(s) for s in model.stride)
     anchors = model.head.anchors_px if isinstance(model.head, AnchorHead) else None
     kind = "anchor_free" if anchors is None else "anchor"

@@ -11,6 +11,9 @@ from models.blocks.rep import ImplicitA, ImplicitM, fold_implicit
 from models.heads.anchor import Detect, IAuxDetect, IDetect
 from models.heads.anchor_free import DFL, AnchorFreeDetect
 from models.heads.base import cell_grid
+from models.heads.binned import IBin
+from models.yolo import Model
+from tests.unit.architectures import tiny_yolov5
 
 
 def logit(p: float) -> float:
@@ -120,3 +123,35 @@ def test_auxiliary_maps_only_in_training() -> None:
     decoded, raw = head.eval()(features)
     assert len(raw) == 2
     assert decoded.shape == (1, 32, 6)
+
+
+def test_sizes_from_bins() -> None:
+    """21 bins over 0 .. 4 are 4/21 wide. Bin 5 has its middle at 5.5 * 4/21; scores of 0.5 correct nothing, 1 adds a bin.
+
+    Level of stride 8, anchor 10 x 20, cell (0, 0): w = 22/21 * 10, h = 26/21 * 20; bin 20 corrected upwards ends at 4.
+    """
+    head = IBin(1, [8, 16], [[10, 20], [3, 3]], [4, 4])
+    raw = [torch.zeros(1, 1, 2, 2, 2 + 44 + 2), torch.zeros(1, 1, 1, 1, 2 + 44 + 2)]
+    assert head.no == 48
+    raw[0][0, 0, 0, 0, 3 + 5] = 1  # width: correction, then bins
+    raw[0][0, 0, 0, 0, 2 + 22] = 40  # height: correction 1
+    raw[0][0, 0, 0, 0, 2 + 22 + 1 + 5] = 1
+    raw[0][0, 0, 1, 1, 2] = 40
+    raw[0][0, 0, 1, 1, 3 + 20] = 1
+    raw[0][0, 0, 0, 0, 46] = logit(0.9)
+    decoded = head.decode(raw)
+    assert decoded.shape == (1, 5, 6)
+    torch.testing.assert_close(decoded[0, 0], torch.tensor([4, 4, 220 / 21, 520 / 21, 0.9, 0.5]))
+    assert decoded[0, 3, 2] == 40
+
+
+def test_ibin_detects_but_has_no_plain_form() -> None:
+    torch.manual_seed(0)
+    model = Model(tiny_yolov5(head=[[-1, 1, "SPPF", [24]], [[2, 4], 1, "IBin", ["nc", "anchors"]]])).eval()
+    assert model.family == "yolov7"
+    image = torch.rand(1, 3, 32, 32)
+    with torch.no_grad():
+        decoded, _ = model(image)
+        assert decoded.shape == (1, 2 * (64 + 16), 5 + 3)
+        torch.testing.assert_close(model.reparameterize().fuse()(image)[0], decoded, rtol=1e-4, atol=1e-3)
+    assert type(model.head) is IBin
