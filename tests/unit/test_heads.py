@@ -126,7 +126,7 @@ def test_auxiliary_maps_only_in_training() -> None:
 
 
 def test_sizes_from_bins() -> None:
-    """21 bins over 0 .. 4 are 4/21 wide. Bin 5 has its middle at 5.5 * 4/21; scores of 0.5 correct nothing, 1 adds a bin.
+    """21 bins over 0 .. 4 are 4/21 wide. Bin 5 has its middle at 5.5 * 4/21; a score of 0.5 adds nothing, 1 adds a bin.
 
     Level of stride 8, anchor 10 x 20, cell (0, 0): w = 22/21 * 10, h = 26/21 * 20; bin 20 corrected upwards ends at 4.
     """
