@@ -15,6 +15,7 @@ LARGEST_LOGIT_SCALE = math.log(100)
 SMALLEST_SCALE_START = math.log(10)
 COORDINATE_WIDTH = 512  # hidden width of Swin V2's perceptron of positions
 MASKED = -100.0
+SHORTEST = 1e-6  # norm that a query or key is divided by at least; half precision still holds it
 
 
 def to_windows(x: torch.Tensor, size: int) -> torch.Tensor:
@@ -101,7 +102,8 @@ class ScaledCosineAttention(nn.Module):
         biases = torch.cat((self.q_bias, torch.zeros_like(self.v_bias), self.v_bias))
         q, k, v = split_heads(F.linear(x, self.qkv.weight, biases), self.num_heads)
         scale = self.logit_scale.clamp(max=LARGEST_LOGIT_SCALE).exp()
-        logits = F.normalize(q, dim=-1) @ F.normalize(k, dim=-1).transpose(-2, -1) * scale
+        q, k = (F.normalize(one, dim=-1, eps=SHORTEST) for one in (q, k))
+        logits = q @ k.transpose(-2, -1) * scale
         table = self.cpb_mlp(self.relative_coords_table).view(-1, self.num_heads)  # (offsets, heads)
         bias = 16 * table[self.relative_position_index].sigmoid()  # (cells, cells, heads)
         return self.proj(attend(logits + bias.permute(2, 0, 1), v, mask))

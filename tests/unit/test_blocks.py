@@ -127,6 +127,21 @@ def test_numbers_of_upstream_s_blocks(fact: BlockFact) -> None:
             fuse_modules(nn.Sequential(layer))
 
 
+@torch.no_grad()
+@pytest.mark.parametrize(
+    "block", ["SwinTransformerBlock", "SwinTransformer2Block", "AIFI", "RepConv_OREPA", "RobustConv"]
+)
+def test_half_precision_of_blocks(block: str) -> None:
+    """Finite and near, also where a map is filled up with zeros to whole windows."""
+    arguments = [32, 2, 2] if block.startswith("Swin") else [32]
+    layer = formula_layers("yolov7", [[-1, 1, "Conv", [32, 3, 2]], [-1, 1, block, arguments]])[1]
+    image = torch.from_numpy(formula_tensor("input", (1, 32, 8, 12), 1.0))
+    expected = layer.float()(image)
+    found = layer.half()(image.half())
+    assert found.dtype == torch.float16
+    torch.testing.assert_close(found.float(), expected, rtol=0.02, atol=0.02)
+
+
 def formula_layers(family: str, rows: list[Any], head: str = "Detect", sources: Any = (0,)) -> nn.Sequential:
     """The layers of a model of these rows, with weights from the formula, in float64 and evaluation mode."""
     arguments = ["nc"] if family == "yolov8" else ["nc", "anchors"]
