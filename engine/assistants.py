@@ -2,7 +2,7 @@
 
 A large teacher may be too far from a small student. Each stage trains an assistant under the teacher before it, and
 the assistant's best weights teach the next stage, in the end the student. An assistant has to be worth it: beside it
-the same network is trained without a teacher for as long, and a chain whose assistant is no better ends there.
+the same network is trained without a teacher for as long, and a chain whose assistant is worse ends there.
 """
 
 from __future__ import annotations
@@ -123,7 +123,7 @@ def run_chain(options: TrainOptions, assistants: Sequence[Assistant]) -> Path:
         The chain's folder: a run folder for each stage, and chain.json.
 
     Raises:
-        UserError: an assistant is no better than its own baseline.
+        UserError: an assistant is worse than its own baseline.
     """
     world = announced_world(options.batch_size)
     setup_logging(world.rank)
