@@ -57,6 +57,21 @@ class RunFolder:
             with replacing(self.path / "manifest.json") as stream:
                 stream.write(json.dumps(content, indent=2) + "\n")
 
+    def manifest(self) -> dict[str, Any]:
+        """What manifest.json says; nothing where it is missing or damaged."""
+        try:
+            content = json.loads((self.path / "manifest.json").read_bytes())
+        except (OSError, ValueError, RecursionError):
+            return {}
+        return content if isinstance(content, dict) else {}
+
+    def update_manifest(self, facts: Mapping[str, Any]) -> None:
+        """Adds facts to manifest.json; one whose value is None is taken out."""
+        if self.active:
+            content = {k: v for k, v in {**self.manifest(), **_plain(facts)}.items() if v is not None}
+            with replacing(self.path / "manifest.json") as stream:
+                stream.write(json.dumps(content, indent=2) + "\n")
+
 
 class ResultsTable:
     """results.csv, one row an epoch and one column for each loss term and metric.

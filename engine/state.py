@@ -11,8 +11,9 @@ import numpy as np
 import torch
 from torch import nn
 
-from engine.checkpoint import Checkpoint, save_checkpoint
+from engine.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from engine.loop import Trainer, TrainState
+from engine.runfolder import RunFolder
 from models.yolo import Model
 from utils.errors import UserError
 from utils.logging import LOGGER
@@ -145,6 +146,24 @@ def set_rng_states(states: dict[str, Any]) -> None:
     torch.set_rng_state(states["torch"].cpu())
     if "cuda" in states and torch.cuda.is_available() and len(states["cuda"]) == torch.cuda.device_count():
         torch.cuda.set_rng_state_all([state.cpu() for state in states["cuda"]])
+
+
+def run_state(folder: str | Path) -> str:
+    """How far the training of a run folder has come, wherever it was killed.
+
+    Returns:
+        "empty" without a last.pt, "interrupted" while epochs may be left, "evaluating" where the training is over and its
+        final evaluation is not, "finished" after that. `--resume` goes on with the two in the middle.
+
+    Raises:
+        UserError: last.pt is damaged.
+    """
+    run = RunFolder(Path(folder), active=False)
+    if not run.last.is_file():
+        return "empty"
+    if load_checkpoint(run.last).training:
+        return "interrupted"
+    return "finished" if run.manifest().get("finished") else "evaluating"
 
 
 def newest_last(root: Path) -> Path:

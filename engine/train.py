@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
@@ -256,4 +257,5 @@ def finish(trainer: Trainer, state: TrainState, data: TrainingData) -> TrainResu
         save_dir=run.path, plots=not trainer.options.noplots,
     )  # fmt: skip
     final_report(run, result, trainer.options)
+    run.update_manifest({"finished": {"epochs": state.epoch, "at": time.strftime("%Y-%m-%dT%H:%M:%S%z")}})
     return TrainResult(run.path, result.as_row(), checkpoint.epoch)
