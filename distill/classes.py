@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .context import HeadSpec
-from .errors import DistillError, unknown_name
+from .errors import DistillError, printable, unknown_name
 
 _LEAST_GAP = 1e-6
 """Logits nearer than this count as equal."""
@@ -33,20 +33,23 @@ class ClassMatch:
 
 
 def match_classes(student: HeadSpec, teacher: HeadSpec, wanted: Sequence[str] | None = None) -> ClassMatch:
-    """Matches the classes of two heads by name, whatever its case and the blanks around it.
+    """Matches the classes of two heads by name.
 
-    Where a head has no names, or only the numbers that a model has by default, equally many classes are matched by
-    index.
+    Equal lists of names are matched by index. Otherwise equal names belong together, and where a name has no equal, one
+    that differs from it in case or in the blanks around it only. Where a head has no names, or only the numbers that a
+    model has by default, equally many classes are matched by index.
 
     Args:
         student, teacher: the heads.
         wanted: names of the classes to compare, of those that both have; None: all of them.
 
     Raises:
-        DistillError: a wanted class is not in both heads, no class is common, or there are no names to match unequal
-            numbers of classes by.
+        DistillError: a wanted class is not in both heads, no class is common, a name may mean several classes, or there
+            are no names to match unequal numbers of classes by.
     """
     unnamed = [who for who, head in (("student", student), ("teacher", teacher)) if _unnamed(head)]
+    if len(unnamed) == 1 and any(set(_names(a)) <= set(_names(b)) for a, b in ((student, teacher), (teacher, student))):
+        unnamed = []  # digits that were read off pictures are names too, in whatever order
     if unnamed and wanted is not None:
         raise DistillError(f"classes are chosen by name, and the {unnamed[0]}'s have none; name them in its data set")
     if unnamed and student.num_classes != teacher.num_classes:
@@ -58,10 +61,7 @@ def match_classes(student: HeadSpec, teacher: HeadSpec, wanted: Sequence[str] | 
         both = tuple(range(student.num_classes))
         note = f"the {unnamed[0]}'s classes have no names: matched by index" if len(unnamed) == 1 else ""
         return ClassMatch(both, both, note)
-    place: dict[str, int] = {}
-    for index, name in enumerate(_plain_names(teacher)):
-        place.setdefault(name, index)
-    pairs = [(index, place[name]) for index, name in enumerate(_plain_names(student)) if name in place]
+    pairs = _pairs(_names(student), _names(teacher), "the student's classes", "the teacher's")
     if not pairs:
         raise DistillError(
             f"student and teacher have no class in common: {_listed(_names(student))} and {_listed(_names(teacher))}; "
@@ -70,21 +70,60 @@ def match_classes(student: HeadSpec, teacher: HeadSpec, wanted: Sequence[str] | 
     ours, theirs = (tuple(side) for side in zip(*pairs))
     note = _left_out(student, ours, teacher, theirs)
     if wanted is not None:
-        ours, theirs = (tuple(side) for side in zip(*_chosen(pairs, _plain_names(student), wanted)))
+        ours, theirs = (tuple(side) for side in zip(*_chosen(pairs, _names(student), wanted)))
         note = f"of the common classes this teacher teaches {_listed([_names(student)[index] for index in ours])}"
     return ClassMatch(ours, theirs, note)
 
 
-def _chosen(pairs: list[tuple[int, int]], names: list[str], wanted: Sequence[str]) -> list[tuple[int, int]]:
-    """The pairs of common classes whose names are wanted."""
-    plain = {name.strip().casefold(): name for name in wanted}
-    known = [names[ours] for ours, _ in pairs]
-    for name, written in plain.items():
-        if name not in known:
-            raise unknown_name("class", written, known, "the classes of a teacher")
-    if not plain:
+def _pairs(ours: Sequence[str], theirs: Sequence[str], who: str, others: str) -> list[tuple[int, int]]:
+    """Indices of the names that belong together, in the order of `ours`; `who` and `others` name the lists in errors.
+
+    Raises:
+        DistillError: a name that both lists have stands twice in one of them.
+    """
+    if list(ours) == list(theirs):  # whatever they are called, also twice alike
+        return [(index, index) for index in range(len(ours))]
+    pairs: list[tuple[int, int]] = []
+    for plain in (str, _plain):  # equal names first, so that a never takes the place of A
+        mine = _places(ours, {index for index, _ in pairs}, plain)
+        other = _places(theirs, {index for _, index in pairs}, plain)
+        for name in [name for name in mine if name in other]:
+            left, right = mine[name], other[name]
+            if len(left) > 1 or len(right) > 1:
+                raise DistillError(
+                    f"{who} {_quoted([ours[i] for i in left])} and {others} {_quoted([theirs[i] for i in right])} "
+                    "cannot be told apart by name; give each class a name of its own in the data set's yaml"
+                )
+            pairs.append((left[0], right[0]))
+    return sorted(pairs)
+
+
+def _places(names: Sequence[str], taken: set[int], plain: Callable[[str], str]) -> dict[str, list[int]]:
+    """The indices of each name in its plain form, without those that are taken."""
+    places: dict[str, list[int]] = {}
+    for index, name in enumerate(names):
+        if index not in taken:
+            places.setdefault(plain(name), []).append(index)
+    return places
+
+
+def _chosen(pairs: list[tuple[int, int]], names: Sequence[str], wanted: Sequence[str]) -> list[tuple[int, int]]:
+    """The pairs of common classes whose names are wanted; a name that stands twice in equal lists means both."""
+    if not wanted:
         raise DistillError("the classes of a teacher are an empty list; leave it out for all of them")
-    return [(ours, theirs) for ours, theirs in pairs if names[ours] in plain]
+    known, taken = [names[ours] for ours, _ in pairs], set()
+    for name in wanted:
+        places = [index for index, other in enumerate(known) if other == name]
+        alike = places or [index for index, other in enumerate(known) if _plain(other) == _plain(name)]
+        if not alike:
+            raise unknown_name("class", name, known, "the classes of a teacher")
+        if not places and len(alike) > 1:
+            raise DistillError(
+                f"the classes of a teacher: {_quoted([name])} may mean {_quoted([known[i] for i in alike])}; "
+                "write the name exactly"
+            )
+        taken.update(alike)
+    return [pair for index, pair in enumerate(pairs) if index in taken]
 
 
 def _left_out(student: HeadSpec, ours: tuple[int, ...], teacher: HeadSpec, theirs: tuple[int, ...]) -> str:
@@ -100,8 +139,9 @@ def _names(head: HeadSpec) -> tuple[str, ...]:
     return head.names or tuple(str(index) for index in range(head.num_classes))
 
 
-def _plain_names(head: HeadSpec) -> list[str]:
-    return [name.strip().casefold() for name in _names(head)]
+def _plain(name: str) -> str:
+    """A name without what people write now in one way and now in another."""
+    return name.strip().casefold()
 
 
 def _unnamed(head: HeadSpec) -> bool:
@@ -112,7 +152,13 @@ def _unnamed(head: HeadSpec) -> bool:
 
 def _listed(names: Sequence[str]) -> str:
     more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    return ", ".join(names[:_SHOWN]) + more
+    return ", ".join(printable(name) for name in names[:_SHOWN]) + more
+
+
+def _quoted(names: Sequence[str]) -> str:
+    """Names as a message has to show them where blanks make the difference."""
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return ", ".join(f"'{printable(name)}'" for name in names[:_SHOWN]) + more
 
 
 class HeadView(nn.Module):

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from .classes import HeadView, compare_heads
 from .context import DistillContext, DistillSetup, HeadSpec
 from .crossing import CrossHead
-from .errors import DistillError, unknown_name
+from .errors import DistillError, shown, unknown_name
 from .heads import score_maps
 from .losses import LOSSES
 from .losses.base import DistillationLoss, full, keywords
@@ -330,9 +330,9 @@ def _parse(name: str, settings: Mapping[str, Any] | None) -> tuple[float, dict[s
         raise unknown_name("loss", name, LOSSES, "kd_losses")
     where = f"kd_losses.{name}"
     if not isinstance(settings, Mapping | None):
-        raise DistillError(f"{where} is {settings!r}; expected {{weight: 1.0, ...}}")
+        raise DistillError(f"{where} is {shown(settings)}; expected {{weight: 1.0, ...}}")
     settings = dict(settings or {})
     weight = settings.pop("weight", 1.0)
     if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 <= weight < math.inf:
-        raise DistillError(f"{where}: weight is {weight!r}; expected a number of at least 0")
+        raise DistillError(f"{where}: weight is {shown(weight)}; expected a number of at least 0")
     return float(weight), keywords(LOSSES[name], settings, where)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from .context import Level, level_names
-from .errors import DistillError
+from .errors import DistillError, shown
 from .taps import Tap, make_tap, unwrap
 
 AUTO = "auto"
@@ -133,7 +133,7 @@ def _resolve(
     """Both lists, with "auto" replaced by the layers that feed the head and have the other side's strides."""
     for layers, who in ((student_layers, "student"), (teacher_layers, "teacher")):
         if isinstance(layers, str) and layers != AUTO or not isinstance(layers, Sequence):
-            raise DistillError(f"{who}_kd_layers is {layers!r}; expected a list of layers, or auto")
+            raise DistillError(f"{who}_kd_layers is {shown(layers)}; expected a list of layers, or auto")
     if AUTO not in (student_layers, teacher_layers):
         return list(student_layers), list(teacher_layers)
 

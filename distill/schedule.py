@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
-from .errors import DistillError, check_choice, check_keys
+from .errors import DistillError, check_choice, check_keys, shown
 
 SHAPES = ("constant", "linear", "cosine")
 
@@ -40,7 +40,7 @@ class KDSchedule:
             if value is None and name == "stop_epoch":
                 continue
             if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
-                raise DistillError(f"kd_schedule: {name} is {value!r}; expected a number of at least 0")
+                raise DistillError(f"kd_schedule: {name} is {shown(value)}; expected a number of at least 0")
 
     @classmethod
     def from_mapping(cls, mapping: Mapping[str, Any] | None) -> KDSchedule:

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from .errors import DistillError, check_choice, unknown_name
+from .errors import DistillError, check_choice, shown, unknown_name
 
 
 class ExtraFeaturesTap:
@@ -25,7 +25,7 @@ class ExtraFeaturesTap:
         for position, index in enumerate(indices):
             where = f"{who}_kd_layers[{position}]"
             if isinstance(index, bool) or not isinstance(index, int):
-                raise DistillError(f"{where} is {index!r}; expected a layer's index, a whole number")
+                raise DistillError(f"{where} is {shown(index)}; expected a layer's index, a whole number")
             if index < 0 or (count is not None and index >= count - 1):
                 last = "" if count is None else f" to {count - 2}"
                 raise DistillError(f"{where} is {index}, but the {who}'s layers before its head are 0{last}")

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ..adapters import conv_adapter, describe_adapter
 from ..context import DistillContext, DistillSetup, HeadSpec, Level
-from ..errors import DistillError, check_keys
+from ..errors import DistillError, check_keys, shown
 from ..grid import common_grid, sides_to_boxes
 from ..heads import (
     HeadLogits,
@@ -200,10 +200,10 @@ def keywords(kind: type[DistillationLoss], settings: Mapping[str, Any], where: s
 def _check_value(name: str, value: object, default: object, where: str) -> None:
     if isinstance(default, bool):
         if not isinstance(value, bool):
-            raise DistillError(f"{where}: {name} is {value!r}; expected true or false")
+            raise DistillError(f"{where}: {name} is {shown(value)}; expected true or false")
     elif isinstance(default, int | float):
         if isinstance(value, bool) or not isinstance(value, int | float):
-            raise DistillError(f"{where}: {name} is {value!r}; expected a number (in yaml 1.0e-3, not 1e-3)")
+            raise DistillError(f"{where}: {name} is {shown(value)}; expected a number (in yaml 1.0e-3, not 1e-3)")
         if not 0 <= value < math.inf or (value == 0 and name == "temperature"):
             least = "more than" if name == "temperature" else "at least"
-            raise DistillError(f"{where}: {name} is {value!r}; expected a number of {least} 0")
+            raise DistillError(f"{where}: {name} is {shown(value)}; expected a number of {least} 0")

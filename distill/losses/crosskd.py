@@ -11,7 +11,7 @@ from ..adapters import conv_adapter
 from ..boxes import giou
 from ..context import DistillContext, DistillSetup, HeadSpec
 from ..crossing import LevelMaps, make_crossing
-from ..errors import DistillError
+from ..errors import DistillError, shown
 from ..heads import anchor_table, check_same_maps, foreground_scores, split_logits
 from .base import FeatureLoss, full
 from .mimic import class_mimic, decoded, joined, side_mimic
@@ -60,7 +60,7 @@ class CrossKD(FeatureLoss):
         if setup.teacher_head is None:
             raise DistillError("crosskd imitates the teacher's predictions; give teacher_head")
         if at not in (0, 1, 2):
-            raise DistillError(f"kd_losses.crosskd: at is {at!r}; expected 0, 1 or 2")
+            raise DistillError(f"kd_losses.crosskd: at is {shown(at)}; expected 0, 1 or 2")
         if not setup.same_images:
             raise DistillError(
                 "crosskd compares what one head makes of both networks' features, but the teacher sees the "

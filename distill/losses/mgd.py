@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..context import DistillContext, DistillSetup
-from ..errors import DistillError, check_choice
+from ..errors import DistillError, check_choice, shown
 from .base import FeatureLoss
 
 
@@ -65,7 +65,7 @@ class MGD(FeatureLoss):
         super().__init__(setup)
         if not 0 <= lambda_ < 1:
             raise DistillError(
-                f"kd_losses.mgd: lambda is {lambda_!r}; expected the share that is masked, from 0 to below 1"
+                f"kd_losses.mgd: lambda is {shown(lambda_)}; expected the share that is masked, from 0 to below 1"
             )
         self.alpha, self.lambda_, self.seed = alpha, lambda_, seed
         self.mask_shape, self.make_mask = MASKS[check_choice("mask", mask, MASKS, "kd_losses.mgd")]

@@ -38,8 +38,59 @@ def test_a_long_list_of_classes_is_cut_short() -> None:
     assert note.endswith("only the teacher has c0, c1, c2, c3, c4, c5, c6, c7 and 71 more") and "\n" not in note
 
 
-def test_of_two_classes_of_one_name_the_teachers_first_counts() -> None:
-    assert match_classes(named("a"), named("b", "a", "A")).teacher == (1,)
+@pytest.mark.parametrize("names", [("A", "a"), ("crane", "crane"), ("", " "), ("x", "X", "x"), ("1", "0")])
+def test_equal_lists_of_names_are_matched_with_themselves(names: tuple[str, ...]) -> None:
+    match = match_classes(named(*names), named(*names))
+    assert match.student == match.teacher == tuple(range(len(names))) and match.note == ""
+
+
+@pytest.mark.parametrize(
+    ("student", "teacher", "pairs"),
+    [
+        (("a",), ("b", "a", "A"), [(0, 1)]),
+        (("A",), ("b", "a", "A"), [(0, 2)]),
+        (("A", "a"), ("a", "A"), [(0, 1), (1, 0)]),
+        (("A", "a"), ("a", "b"), [(1, 0)]),  # A has lost its place to the equal name, and is left out
+        (("Person", "car"), ("car ", "person"), [(0, 1), (1, 0)]),
+        (("0", "1", "2"), ("2", "0", "1"), [(0, 1), (1, 2), (2, 0)]),
+        (("0", "1"), ("1", "0", "dot"), [(0, 1), (1, 0)]),
+        (("a", "b"), ("crane", "b", "crane"), [(1, 1)]),  # what stands twice is nobody's match
+    ],
+)
+def test_an_equal_name_goes_before_one_that_is_written_otherwise(
+    student: tuple[str, ...], teacher: tuple[str, ...], pairs: list[tuple[int, int]]
+) -> None:
+    match = match_classes(named(*student), named(*teacher))
+    assert list(zip(match.student, match.teacher)) == pairs
+
+
+@pytest.mark.parametrize(
+    ("student", "teacher", "message"),
+    [
+        (("a",), ("A", " a"), "the student's classes 'a' and the teacher's 'A', ' a' cannot be told apart by name"),
+        (("A", " a"), ("a", "b"), "the student's classes 'A', ' a' and the teacher's 'a' cannot be told apart"),
+        (("crane", "crane", "b"), ("crane", "b"), "classes 'crane', 'crane' and the teacher's 'crane' cannot be told"),
+    ],
+)
+def test_a_name_that_may_mean_two_classes_is_an_error(
+    student: tuple[str, ...], teacher: tuple[str, ...], message: str
+) -> None:
+    with pytest.raises(DistillError, match=message):
+        match_classes(named(*student), named(*teacher))
+
+
+def test_chosen_classes_are_taken_as_they_are_written() -> None:
+    head = named("A", "a", "Crane", "crane ", "tram")
+    assert match_classes(head, head, ["a", "Tram"]).student == (1, 4)
+    with pytest.raises(DistillError, match="'CRANE' may mean 'Crane', 'crane '; write the name exactly"):
+        match_classes(head, head, ["CRANE"])
+    twice = named("crane", "crane", "b")
+    assert match_classes(twice, twice, ["crane"]).student == (0, 1)
+
+
+def test_control_characters_of_a_name_stay_out_of_messages() -> None:
+    note = match_classes(named("a", "\x1b[2Jb"), named("a", "x" * 5000)).note
+    assert note.startswith("1 classes are compared; only the student has ?[2Jb") and len(note) < 300
 
 
 @pytest.mark.parametrize(
