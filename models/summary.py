@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
-
-if TYPE_CHECKING:
-    from models.yolo import Model
+from torch import nn
 
 
 @dataclass(frozen=True)
@@ -35,23 +32,32 @@ class ModelSummary:
         )
 
 
-def summarize(model: Model, img_size: int = 640) -> ModelSummary:
-    """Counts a model; see `Model.summary`."""
+def summarize(model: nn.Module, channels: int, stride: int, img_size: int = 640) -> ModelSummary:
+    """Counts a model; see `Model.summary`. The arguments are those of `count_gflops`."""
     parameters = list(model.parameters())
     return ModelSummary(
         layers=sum(1 for _ in model.modules()),
         parameters=sum(p.numel() for p in parameters),
         gradients=sum(p.numel() for p in parameters if p.requires_grad),
-        gflops=count_gflops(model, img_size),
+        gflops=count_gflops(model, channels, stride, img_size),
     )
 
 
-def count_gflops(model: Model, img_size: int = 640) -> float:
-    """10^9 operations for one square image: twice thop's multiply-accumulates, measured small and scaled up."""
+def count_gflops(model: nn.Module, channels: int, stride: int, img_size: int = 640) -> float:
+    """10^9 operations for one square image: twice thop's multiply-accumulates, measured small and scaled up.
+
+    This is upstream's count, and the only one that tables and messages show.
+
+    Args:
+        model: the network, which is left as it is.
+        channels: of its images.
+        stride: the largest one.
+        img_size: side of the image in pixels.
+    """
     from thop import profile
 
-    side = max(int(model.stride.max()), 32)
+    side = max(stride, 32)
     reference = next(model.parameters())
-    image = torch.zeros(1, model.yaml["ch"], side, side, dtype=reference.dtype, device=reference.device)
+    image = torch.zeros(1, channels, side, side, dtype=reference.dtype, device=reference.device)
     macs, _ = profile(copy.deepcopy(model).eval(), inputs=(image,), verbose=False)
     return 2e-9 * macs * (img_size / side) ** 2

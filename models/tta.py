@@ -3,37 +3,38 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch.nn import functional as F
-
-if TYPE_CHECKING:
-    from models.yolo import Model
 
 VIEWS = ((1.0, False), (0.83, True), (0.67, False))  # size relative to the image, mirrored left to right
 PADDING_COLOR = 0.447  # the mean of ImageNet
 UNCLIPPED_FAMILIES = ("yolov7", "mobile")
 
 
-def predict_augmented(model: Model, images: torch.Tensor) -> torch.Tensor:
+def predict_augmented(
+    predict: Callable[[torch.Tensor], Any], images: torch.Tensor, family: str, stride: int
+) -> torch.Tensor:
     """Decoded predictions of all views, in the coordinates of `images`.
 
     The largest view leaves out its coarsest level and the smallest its finest, as the other views cover those sizes;
     YOLOv7 keeps all.
 
     Args:
-        model: in evaluation mode.
+        predict: gives `(decoded, raw maps)` of images, as a model does in evaluation mode.
         images: (N, C, H, W).
+        family: of the model.
+        stride: its largest.
     """
-    axis = 2 if model.family == "yolov8" else 1  # of the predictions
-    multiple = int(model.stride.max())
+    axis = 2 if family == "yolov8" else 1  # of the predictions
     views = []
     for number, (ratio, mirrored) in enumerate(VIEWS):
         view = images.flip(3) if mirrored else images
-        decoded, raw = model.forward_once(_resized(view, ratio, multiple))
+        decoded, raw = predict(_resized(view, ratio, stride))
         counts = [level.shape[2:4].numel() * (1 if axis == 2 else level.shape[1]) for level in raw]
-        if model.family not in UNCLIPPED_FAMILIES:
+        if family not in UNCLIPPED_FAMILIES:
             first = counts[0] if number == len(VIEWS) - 1 else 0
             last = counts[-1] if number == 0 else 0
             decoded = decoded.narrow(axis, first, sum(counts) - first - last)

@@ -112,7 +112,7 @@ class Model(nn.Module):
         if augment:
             if self.training or extra_features is not None:
                 raise ValueError("test-time augmentation works in evaluation, without extra features")
-            return predict_augmented(self, x), None
+            return predict_augmented(self.forward_once, x, self.family, int(self.stride.max())), None
         return self.forward_once(x, extra_features, features_only)
 
     def forward_once(
@@ -180,7 +180,7 @@ class Model(nn.Module):
 
     def summary(self, img_size: int = 640) -> ModelSummary:
         """Counts layers, parameters and floating-point operations for a square image of `img_size` pixels a side."""
-        return summarize(self, img_size)
+        return summarize(self, self.yaml["ch"], int(self.stride.max()), img_size)
 
 
 def with_channel_plan(yaml: Mapping[str, Any], state_dict: Mapping[str, torch.Tensor]) -> dict[str, Any]:
