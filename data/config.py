@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
 import os
+import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,11 +13,24 @@ from typing import Any
 import yaml
 
 from utils.errors import UserError
-from utils.yaml_io import check_keys, load_yaml
+from utils.logging import LOGGER
+from utils.text import printable, shown, shown_path
+from utils.yaml_io import load_yaml
 
 SPLITS = ("train", "val", "test")
-# `download` and `roboflow` stand in yaml files of other tools; nothing here needs them.
-KNOWN_KEYS = ("path", *SPLITS, "nc", "names", "synthetic", "download", "roboflow")
+KEYS = ("path", *SPLITS, "nc", "names", "synthetic")
+TEXT_KEYS = ("path", *SPLITS, "names")
+# What stands in the yaml files of other tools and of data set hubs, and is not needed here.
+KEYS_OF_OTHERS = frozenset({
+    "author", "authors", "augmentations", "channels", "citation", "colors", "contributor", "created", "dataset",
+    "date", "date_created", "description", "download", "flip_idx", "homepage", "info", "kpt_names", "kpt_shape",
+    "license", "licenses", "minival", "oks_sigmas", "palette", "preprocessing", "project", "roboflow", "size",
+    "skeleton", "source", "splits", "stride", "stuff_names", "tags", "task", "title", "type", "updated", "url",
+    "version", "yaml_file", "year",
+})  # fmt: skip
+SIMILAR = 0.75  # from here on an unknown key is taken for a misspelt one
+MAX_CLASSES = 100_000  # as many as an architecture takes
+MAX_NAME = 250  # characters of a class name; it becomes the name of a folder
 REPOSITORY = Path(__file__).resolve().parents[1]
 
 
@@ -47,7 +62,7 @@ class DatasetConfig:
         """The image sources of "train", "val" or "test"; a UserError when the yaml has none."""
         sources = {"train": self.train, "val": self.val, "test": self.test}[name]
         if not sources:
-            raise UserError(f"data file {str(self.path)!r} has no `{name}:` entry; add one that names its images")
+            raise UserError(f"data file {shown_path(self.path)} has no `{name}:` entry; add one that names its images")
         return sources
 
 
@@ -59,32 +74,44 @@ def load_dataset_config(path: str | Path) -> DatasetConfig:
     yaml's own folder, then the working folder, then this repository; the first that exists is taken. A leading `../`
     that leads nowhere is ignored, as exports of Roboflow need it.
 
-    `names` is a list, or a mapping from 0, 1, 2, ... `nc` may be left out. A `synthetic:` mapping holds the parameters
-    of a data set that is rendered on first use, see `ensure_dataset`; its folders need not exist yet.
+    `names` is a list, or a mapping from 0, 1, 2, ...; names are taken as they are written (no, 010). `nc` may be left
+    out. A `synthetic:` mapping holds the parameters of a data set that is rendered on first use, see `ensure_dataset`;
+    its folders need not exist yet. Keys that other tools write are passed over, unknown ones with a warning.
 
     Raises:
-        UserError: the file is missing or not yaml; a key is unknown or missing; nc and names contradict each other; the
-            folder of train or val does not exist (a missing test folder is an error only when it is used).
+        UserError: the file is missing or not yaml; a key is misspelt or missing; nc and names contradict each other;
+            the folder of train or val does not exist (a missing test folder is an error only when it is used).
     """
     path = Path(path)
-    content = load_yaml(path, "data file")
-    where = f"data file {str(path)!r}"
-    check_keys(content, KNOWN_KEYS, where)
+    content = load_yaml(path, "data file", TEXT_KEYS)
+    where = f"data file {shown_path(path)}"
+    _check_keys(content, where)
     names = _class_names(content, where)
     synthetic = content.get("synthetic")
     if synthetic is not None and not isinstance(synthetic, Mapping):
-        raise UserError(f"{where}: synthetic must hold `key: value` lines, found {synthetic!r}")
+        raise UserError(f"{where}: synthetic must hold `key: value` lines, found {shown(synthetic)}")
     root = _root(content.get("path"), path, where)
     sources = {name: _sources(name, content.get(name), root, "path" in content, where) for name in SPLITS}
     for name in ("train", "val"):
         if not sources[name]:
             raise UserError(f"{where}: no `{name}:` entry; add one that names a folder of images or a .txt list")
         for source in sources[name]:
-            if synthetic is None and not source.exists():
-                raise UserError(
-                    f"{where}: {name} images {str(source)!r} do not exist; correct `{name}:` or `path:` there"
-                )
+            if synthetic is None and not os.path.exists(source):
+                remedy = f"correct `{name}:` or `path:` there"
+                raise UserError(f"{where}: {name} images {shown_path(source)} do not exist; {remedy}")
     return DatasetConfig(path, root, **sources, nc=len(names), names=names, synthetic=synthetic)
+
+
+def load_class_names(path: str | Path) -> tuple[str, ...]:
+    """The class names of a data yaml, whose images need not be there.
+
+    Raises:
+        UserError: the file is missing or not yaml, or has no usable `names`.
+    """
+    content = load_yaml(path, "data file", TEXT_KEYS)
+    if content.get("names") is None:
+        raise UserError(f"data file {shown_path(path)} has no list of names; name the data set of this model")
+    return _class_names(content, f"data file {shown_path(path)}")
 
 
 def write_data_yaml(folder: Path, splits: Sequence[str], names: Sequence[str]) -> Path:
@@ -107,34 +134,72 @@ def ensure_dataset(config: DatasetConfig) -> DatasetConfig:
     return config
 
 
+def _check_keys(content: Mapping[str, Any], where: str) -> None:
+    """Refuses a key that looks like a misspelt one; of other unknown keys it tells."""
+    others = {*KEYS_OF_OTHERS, "name"} if "names" in content else KEYS_OF_OTHERS
+    unknown = [key for key in content if key not in KEYS and key not in others]
+    for key in unknown:
+        guess = difflib.get_close_matches(key[:MAX_NAME].lower(), KEYS, n=1, cutoff=SIMILAR)
+        if guess:
+            raise UserError(f"{where}: unknown key {shown(key)}; did you mean {guess[0]!r}?")
+    if unknown:
+        more = f" and {len(unknown) - 5} more" if len(unknown) > 5 else ""
+        LOGGER.warning(f"{where}: not used, as unknown: {', '.join(map(shown, unknown[:5]))}{more}")
+    if content.get("channels", 3) != 3:
+        LOGGER.warning(f"{where}: channels is {shown(content['channels'])}, but images are read with 3")
+
+
 def _class_names(content: Mapping[str, Any], where: str) -> tuple[str, ...]:
     names, nc = content.get("names"), content.get("nc")
-    if nc is not None and (not isinstance(nc, int) or isinstance(nc, bool) or nc < 1):
-        raise UserError(f"{where}: nc is {nc!r}, expected a whole number of at least 1")
+    if nc is not None and (not isinstance(nc, int) or isinstance(nc, bool) or not 1 <= nc <= MAX_CLASSES):
+        bounds = "of at least 1" if not isinstance(nc, int) or nc < 1 else f"from 1 to {MAX_CLASSES}"
+        raise UserError(f"{where}: nc is {shown(nc)}, expected a whole number {bounds}")
     if names is None:
         if nc is None:
             raise UserError(f"{where}: no `names:`; add the list of class names")
         return tuple(f"class{i}" for i in range(nc))
     if isinstance(names, Mapping):
-        if not all(isinstance(key, int) and not isinstance(key, bool) for key in names):
-            raise UserError(f"{where}: names has keys that are not whole numbers; number the classes 0, 1, 2, ...")
-        gap = next((i for i, key in enumerate(sorted(names)) if key != i), None)
-        if gap is not None:
-            raise UserError(f"{where}: names has no class {gap}; number the classes 0 to {len(names) - 1} without gaps")
-        names = [names[i] for i in range(len(names))]
-    if not isinstance(names, Sequence) or isinstance(names, str) or not names:
-        raise UserError(f"{where}: names is {names!r}, expected a list such as [cat, dog]")
+        names = _numbered_names(names, where)
+    if not isinstance(names, list) or not names:
+        raise UserError(f"{where}: names is {shown(names)}, expected a list such as [cat, dog]")
+    if len(names) > MAX_CLASSES:
+        raise UserError(f"{where}: there are {len(names)} names; at most {MAX_CLASSES} classes are possible")
     for i, name in enumerate(names):
-        if isinstance(name, bool) or not isinstance(name, str | int | float):
-            raise UserError(f"{where}: the name of class {i} is read as {name!r}; put it in quotes")
+        _check_name(i, name, where)
     if nc is not None and nc != len(names):
         raise UserError(f"{where}: nc is {nc}, but there are {len(names)} names; correct one of them")
-    return tuple(str(name) for name in names)
+    if len(set(names)) < len(names):
+        first = {name: i for i, name in reversed(list(enumerate(names)))}
+        again = next(i for i, name in enumerate(names) if first[name] != i)
+        LOGGER.warning(f"{where}: classes {first[names[again]]} and {again} have one name, {shown(names[again])}")
+    return tuple(names)
+
+
+def _numbered_names(names: Mapping[str, Any], where: str) -> list[Any]:
+    """The names of a mapping from class numbers, in their order."""
+    wrong = next((key for key in names if not (key.isascii() and key.isdecimal() and str(int(key[:9])) == key)), None)
+    if wrong is not None:
+        hint = "number the classes 0, 1, 2, ..."
+        raise UserError(f"{where}: names has keys that are not whole numbers, such as {shown(wrong)}; {hint}")
+    gap = next((i for i in range(len(names)) if str(i) not in names), None)
+    if gap is not None:
+        raise UserError(f"{where}: names has no class {gap}; number the classes 0 to {len(names) - 1} without gaps")
+    return [names[str(i)] for i in range(len(names))]
+
+
+def _check_name(number: int, name: Any, where: str) -> None:
+    where = f"{where}: the name of class {number}"
+    if not isinstance(name, str) or not name.strip():
+        raise UserError(f"{where} is {shown(name)}; write a text, in quotes where needed")
+    if len(name) > MAX_NAME:
+        raise UserError(f"{where} has {len(name)} characters; at most {MAX_NAME} are possible")
+    if any(unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp") for character in name):
+        raise UserError(f"{where} has control characters, {printable(name, 60)!r}; remove them")
 
 
 def _root(entry: Any, yaml_path: Path, where: str) -> Path:
     if entry is not None and not isinstance(entry, str):
-        raise UserError(f"{where}: path is {entry!r}, expected a folder")
+        raise UserError(f"{where}: path is {shown(entry)}, expected a folder")
     if entry:
         return _first_existing(os.path.expanduser(entry), _bases(yaml_path))
     return Path(os.path.abspath(yaml_path.parent))
@@ -149,7 +214,8 @@ def _sources(name: str, entry: Any, root: Path, below_root: bool, where: str) ->
         return ()
     entries = entry if isinstance(entry, list) else [entry]
     if not entries or not all(isinstance(item, str) and item for item in entries):
-        raise UserError(f"{where}: {name} is {entry!r}, expected a folder of images, a .txt list, or a list of those")
+        expected = "a folder of images, a .txt list, or a list of those"
+        raise UserError(f"{where}: {name} is {shown(entry)}, expected {expected}")
     bases = [root] if below_root else [root, Path.cwd(), REPOSITORY]
     return tuple(_first_existing(os.path.expanduser(item), bases) for item in entries)
 
@@ -158,4 +224,4 @@ def _first_existing(entry: str, bases: list[Path]) -> Path:
     """The first of base/entry that exists, absolute; base/entry of the first base when none does."""
     spellings = [entry] + ([entry[3:]] if entry.startswith("../") else [])
     candidates = [Path(os.path.abspath(base / spelling)) for spelling in spellings for base in bases]
-    return next((candidate for candidate in candidates if candidate.exists()), candidates[0])
+    return next((candidate for candidate in candidates if os.path.exists(candidate)), candidates[0])

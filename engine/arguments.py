@@ -5,12 +5,24 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from utils.cli import CommandParser
+from utils.cli import (
+    MOST_IMAGES,
+    MOST_PROCESSES,
+    MOST_SEED,
+    CommandParser,
+    check_pixels,
+    check_range,
+)
+from utils.errors import UsageError
+from utils.paths import run_path
 
-LEAST = {
-    "epochs": 1, "batch_size": 1, "val_period": 1, "workers": 0, "seed": 0, "patience": 0, "close_mosaic": 0,
-    "unlabeled_batch": 0, "teacher_img_size": 0,
+MOST_EPOCHS = 10**6
+RANGES = {
+    "epochs": (1, MOST_EPOCHS), "batch_size": (1, MOST_IMAGES), "val_period": (1, MOST_EPOCHS),
+    "workers": (0, MOST_PROCESSES), "seed": (0, MOST_SEED), "patience": (0, MOST_EPOCHS),
+    "close_mosaic": (0, MOST_EPOCHS), "unlabeled_batch": (0, MOST_IMAGES), "save_period": (-1, MOST_EPOCHS),
 }  # fmt: skip
+MOST_LAYER = 10**6
 
 NO_OPTIONS = ("resume", "local_rank", "teacher_assistants", "list_layers")  # flags that are no field of TrainOptions
 
@@ -127,8 +139,6 @@ def add_distillation(parser: argparse.ArgumentParser) -> None:
 
 def training_options(namespace: argparse.Namespace) -> dict[str, Any]:
     """Keyword arguments of TrainOptions from parsed flags; checks what argparse does not."""
-    from utils.errors import UsageError
-
     values = vars(namespace).copy()
     for name in NO_OPTIONS:
         values.pop(name, None)
@@ -140,11 +150,22 @@ def training_options(namespace: argparse.Namespace) -> dict[str, Any]:
     named = values.pop("teacher_weights", [])
     teachers = [named] if isinstance(named, str) else named
     values["teacher_weights"], values["more_teachers"] = (teachers or [""])[0], tuple(teachers[1:])
-    for name, least in LEAST.items():
-        if values.get(name, least) < least:
-            raise UsageError(f"--{name.replace('_', '-')} must be at least {least}, got {values[name]}")
-    if min(sizes) < 32:
-        raise UsageError(f"--img-size must be at least 32 pixels, got {min(sizes)}")
+    _check_numbers(values)
+    run_path(values["project"], values["name"])
+    return values
+
+
+def _check_numbers(values: dict[str, Any]) -> None:
+    if values["batch_size"] == -1:
+        raise UsageError("--batch-size -1: choosing it by the GPU's memory is not built in; give a number such as 16")
+    for name, bounds in RANGES.items():
+        if name in values:
+            check_range(f"--{name.replace('_', '-')}", values[name], *bounds)
+    for size in values["img_size"]:
+        check_pixels("--img-size", size)
+    if values.get("teacher_img_size"):
+        check_pixels("--teacher-img-size", values["teacher_img_size"])
     if not 0 <= values["label_smoothing"] < 1:
         raise UsageError(f"--label-smoothing must be at least 0 and less than 1, got {values['label_smoothing']}")
-    return values
+    for layer in values["freeze"]:
+        check_range("--freeze", layer, 0, MOST_LAYER)

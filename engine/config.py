@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 from engine.teachers import check_teachers
 from engine.vocabulary import translate
 from utils.errors import UserError
+from utils.text import printable, shown, shown_path
 from utils.yaml_io import check_keys, load_yaml
 
 
@@ -96,6 +98,11 @@ POSITIVE = ("lr0", "nbs", "anchor_t", "mixup_alpha")
 BELOW_ONE = ("momentum", "warmup_momentum", "scale")
 OPTIONAL_NUMBERS = ("anchors", "loss_ota")
 WHOLE_NUMBERS = (*OPTIONAL_NUMBERS, "enlarge_small_boxes", "close_mosaic", "nbs")
+# Beyond these a value can only be a mistake: an accumulation over more images than an epoch has, a shear of 90 degrees.
+LARGEST = {"nbs": 100_000, "anchors": 100, "degrees": 360, "shear": 89, "perspective": 1, "loss_ota": 1}
+LARGEST_VALUE = 1e6
+TEXT_KEYS = ("base", "classes")  # a file's name; classes of a teacher
+LONGEST_CHAIN = 20  # of files that are based on one another
 KD_KEYS = ("student_kd_layers", "teacher_kd_layers", "kd_losses", "kd_schedule")
 
 
@@ -111,7 +118,7 @@ def hyp_from_dict(values: Mapping[str, Any], where: str) -> Hyp:
     for name, value in values.items():
         if name == "kd_resize":
             if not isinstance(value, bool):
-                raise UserError(f"{where}: kd_resize is {value!r}, expected true or false")
+                raise UserError(f"{where}: kd_resize is {shown(value)}, expected true or false")
             clean[name] = value
         elif name == "kd_teachers":
             clean[name] = check_teachers(value or [], where)
@@ -121,7 +128,8 @@ def hyp_from_dict(values: Mapping[str, Any], where: str) -> Hyp:
             clean[name] = None
         elif isinstance(value, bool) or not isinstance(value, int | float):
             raise UserError(
-                f"{where}: {name} must be a number, found {value!r}; write for example `{name}: 0.1` (1.0e-3, not 1e-3)"
+                f"{where}: {name} must be a number, found {shown(value)}; "
+                f"write for example `{name}: 0.1` (1.0e-3, not 1e-3)"
             )
         else:
             _check_range(name, value, where)
@@ -129,18 +137,22 @@ def hyp_from_dict(values: Mapping[str, Any], where: str) -> Hyp:
     clean["anchors"] = clean.get("anchors") or None  # upstream's files write 0 for "those of the architecture"
     for name in ("kd_losses", "kd_schedule"):
         if not isinstance(clean.get(name, {}), Mapping):
-            raise UserError(f"{where}: {name} must be a mapping such as `fgd: {{weight: 1.0}}`, found {clean[name]!r}")
+            found = shown(clean[name])
+            raise UserError(f"{where}: {name} must be a mapping such as `fgd: {{weight: 1.0}}`, found {found}")
     return Hyp(**clean)
 
 
 def _check_range(name: str, value: float, where: str) -> None:
     if name in FRACTIONS and not 0 <= value <= 1:
-        raise UserError(f"{where}: {name} is {value}, expected a share from 0 to 1")
+        raise UserError(f"{where}: {name} is {shown(value)}, expected a share from 0 to 1")
     if name in BELOW_ONE and not 0 <= value < 1:
-        raise UserError(f"{where}: {name} is {value}, expected at least 0 and less than 1")
+        raise UserError(f"{where}: {name} is {shown(value)}, expected at least 0 and less than 1")
     if not 0 <= value < math.inf or (value == 0 and name in POSITIVE):
         least = "more than" if name in POSITIVE else "at least"
-        raise UserError(f"{where}: {name} is {value}, expected a number of {least} 0")
+        raise UserError(f"{where}: {name} is {shown(value)}, expected a number of {least} 0")
+    most = LARGEST.get(name, LARGEST_VALUE)
+    if value > most:
+        raise UserError(f"{where}: {name} is {shown(value)}, expected a number of at most {most:g}")
 
 
 def load_hyp(path: str | Path) -> dict[str, Any]:
@@ -157,15 +169,19 @@ def load_hyp(path: str | Path) -> dict[str, Any]:
     following: Path | None = Path(path)
     while following is not None:
         if following.resolve() in seen:
-            raise UserError(f"{seen[0]}: base leads back to {following.name!r}; one file of the circle must have none")
+            remedy = "one file of the circle must have none"
+            raise UserError(f"{printable(seen[0])}: base leads back to {shown_path(following.name)}; {remedy}")
+        if len(seen) == LONGEST_CHAIN:
+            raise UserError(f"{printable(seen[0])}: more than {LONGEST_CHAIN} files are based on one another")
         seen.append(following.resolve())
-        layers.append(load_yaml(following, "hyper-parameter file"))
+        layers.append(load_yaml(following, "hyper-parameter file", TEXT_KEYS))
         base = layers[-1].pop("base", None)
         if base is not None and not isinstance(base, str):
-            raise UserError(f"{following}: base is {base!r}; expected a file's name such as scratch-low.yaml")
+            raise UserError(f"{following}: base is {shown(base)}; expected a file's name such as scratch-low.yaml")
         where, following = following, None if base is None else following.parent / base
-        if following is not None and not following.is_file():
-            raise UserError(f"{where}: base {base!r} does not exist in {where.parent}; name a hyper-parameter file")
+        if following is not None and not os.path.isfile(following):
+            missing = f"base {shown_path(base)} does not exist in {where.parent}"
+            raise UserError(f"{where}: {missing}; name a hyper-parameter file")
     return {name: value for layer in reversed(layers) for name, value in layer.items()}
 
 

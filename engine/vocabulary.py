@@ -6,11 +6,13 @@ for them is understood here; what has no counterpart is answered by the key to u
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
 from utils.errors import UserError, unknown_name
 from utils.logging import LOGGER
+from utils.text import shown
 
 FEATURE_LOSSES = {"mimic": "l2", "mgd": "mgd", "cwd": "cwd"}
 LOGICAL_LOSSES = {"l2": "output", "AlignSoftTarget": "soft_label", "BCKD": "bckd"}
@@ -21,6 +23,7 @@ DECAYS = {
 LOSS_TYPES = {"feature": ("feature",), "logical": ("logical",), "all": ("feature", "logical")}
 LOSS_TABLES = {"feature": FEATURE_LOSSES, "logical": LOGICAL_LOSSES}
 
+MAX_INDEX_DIGITS = 6  # of a layer
 LAYER_KEYS = ("student_kd_layers", "teacher_kd_layers")
 RECIPE_KEYS = (
     "kd_loss_type", "kd_loss_decay", "kd_loss_epoch",
@@ -56,9 +59,13 @@ def translate(values: Mapping[str, Any], where: str) -> dict[str, Any]:
     if result.get("kd_losses"):
         raise UserError(f"{where}: {', '.join(given)} beside kd_losses; keep one of the two, kd_losses says it all")
     result["kd_losses"] = _losses(given, where)
-    result["kd_schedule"] = _schedule(given, where) | dict(result.get("kd_schedule") or {})
+    schedule = result.get("kd_schedule") or {}
+    if not isinstance(schedule, Mapping):
+        raise UserError(f"{where}: kd_schedule must be a mapping such as `shape: cosine`, found {shown(schedule)}")
+    result["kd_schedule"] = _schedule(given, where) | dict(schedule)
     LOGGER.info(
-        f"{where}: {', '.join(given)} read as kd_losses: {result['kd_losses']}, kd_schedule: {result['kd_schedule']}"
+        f"{where}: {', '.join(given)} read as kd_losses: {shown(result['kd_losses'], 300)}, "
+        f"kd_schedule: {shown(result['kd_schedule'], 300)}"
     )
     return result
 
@@ -71,16 +78,16 @@ def parse_layers(text: str, key: str, where: str) -> list[int]:
     """
     layers = []
     for part in (piece.strip() for piece in text.split(",")):
-        if part.isdecimal():
+        if part.isascii() and part.isdecimal() and len(part) <= MAX_INDEX_DIGITS:
             layers.append(int(part))
             continue
         first, dash, _ = part.partition("-")
         hint = (
             f"every layer has one output here, so write {first}"
-            if dash and first.isdecimal()
+            if dash and first.isdecimal() and len(first) <= MAX_INDEX_DIGITS
             else "write indices such as [12, 15, 18], or auto"
         )
-        raise UserError(f"{where}: {key} has {part!r}; {hint} (train_distill.py --list-layers prints them)")
+        raise UserError(f"{where}: {key} has {shown(part)}; {hint} (train_distill.py --list-layers prints them)")
     return layers
 
 
@@ -107,15 +114,16 @@ def _schedule(given: Mapping[str, Any], where: str) -> dict[str, Any]:
     if "kd_loss_decay" in given:
         schedule["shape"] = _look_up(given["kd_loss_decay"], DECAYS, "kd_loss_decay", where)
     share = given.get("kd_loss_epoch", 1)
-    if isinstance(share, bool) or not isinstance(share, int | float) or share < 0:
-        raise UserError(f"{where}: kd_loss_epoch is {share!r}; expected a share of the training (0 to 1), or an epoch")
+    if isinstance(share, bool) or not isinstance(share, int | float) or not 0 <= share < math.inf:
+        expected = "a share of the training (0 to 1), or an epoch"
+        raise UserError(f"{where}: kd_loss_epoch is {shown(share)}; expected {expected}")
     if share != 1:
         schedule["stop_epoch"] = share
     return schedule
 
 
 def _look_up(name: Any, table: Mapping[str, Any], key: str, where: str) -> Any:
-    if name not in table:
-        error = unknown_name(key, str(name), table, where)
+    if not isinstance(name, str) or name not in table:
+        error = unknown_name(key, name, table, where)
         raise UserError(f"{error}; known: {', '.join(table)}; kd_losses takes every loss of docs/methods.md")
     return table[name]

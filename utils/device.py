@@ -10,6 +10,9 @@ import numpy as np
 import torch
 
 from utils.errors import UsageError, UserError
+from utils.text import printable, shown
+
+MAX_GPU_DIGITS = 4
 
 
 def available_devices() -> str:
@@ -30,12 +33,12 @@ def gpu_indices(spec: str, flag: str = "--device") -> list[int]:
     Raises:
         UsageError: not a device specification at all.
     """
-    spec = spec.strip().lower().replace("cuda:", "").replace("cuda", "0")
-    if spec in ("", "cpu", "mps"):
+    name = spec.strip().lower()
+    if name in ("", "cpu", "mps"):
         return []
-    parts = [part.strip() for part in spec.split(",")]
-    if not all(part.isdigit() for part in parts):
-        raise UsageError(f"{flag} {spec!r} is not a device; use one of: {available_devices()}, or several as 0,1")
+    parts = [part.strip() for part in ("0" if name == "cuda" else name).replace("cuda:", "").split(",")]
+    if not all(part.isascii() and part.isdecimal() and len(part) <= MAX_GPU_DIGITS for part in parts):
+        raise UsageError(f"{flag} {shown(spec)} is not a device; use one of: {available_devices()}, or several as 0,1")
     return [int(part) for part in parts]
 
 
@@ -64,13 +67,17 @@ def select_device(spec: str | torch.device, batch_size: int | None = None, flag:
         return torch.device("cuda", local_rank) if torch.cuda.is_available() else torch.device("cpu")
     missing = [i for i in indices if i >= torch.cuda.device_count()]
     if missing:
-        raise UserError(f"{flag} {spec}: there is no GPU {missing[0]} here; use one of: {available_devices()}")
+        raise UserError(
+            f"{flag} {printable(spec, 40)}: there is no GPU {missing[0]} here; use one of: {available_devices()}"
+        )
     if batch_size is not None and batch_size % len(indices):
         raise UsageError(
             f"--batch-size {batch_size} cannot be shared by {len(indices)} GPUs; use a multiple of {len(indices)}"
         )
     if local_rank >= len(indices):
-        raise UsageError(f"{flag} {spec} names fewer GPUs than there are processes; name one for each process")
+        raise UsageError(
+            f"{flag} {printable(spec, 40)} names fewer GPUs than there are processes; name one for each process"
+        )
     return torch.device("cuda", indices[local_rank])
 
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import reprlib
+import unicodedata
 from typing import Any
 
 MAX_SHOWN = 80
 """Characters of a value that a message shows."""
 MAX_DIGITS = 40
 """Digits of a whole number that a message shows."""
+MAX_PATH_SHOWN = 300
+"""Characters of a path that a message shows."""
 
 
 class _ShortRepr(reprlib.Repr):
@@ -43,6 +46,13 @@ def printable(text: Any, limit: int | None = None) -> str:
     return line if line.isprintable() else "".join(c if c.isprintable() else "?" for c in line)
 
 
+def terminal_text(text: str) -> str:
+    """Text of several lines for a terminal: as `printable`, but line breaks, tabs and wide spaces stay."""
+    if text.replace("\n", "").replace("\t", "").isprintable():
+        return text
+    return "".join(c if c.isprintable() or c in "\n\t" or unicodedata.category(c) == "Zs" else "?" for c in text)
+
+
 def shown(value: Any, limit: int = MAX_SHOWN) -> str:
     """A value as an error message shows it: its repr, cut to one line of `limit` characters.
 
@@ -50,3 +60,8 @@ def shown(value: Any, limit: int = MAX_SHOWN) -> str:
     leaves costs no more than a short one.
     """
     return printable(_ShortRepr().repr(value), limit)
+
+
+def shown_path(path: Any) -> str:
+    """A path as an error message shows it: in quotes, whole unless it is longer than any that a system allows."""
+    return repr(printable(path, MAX_PATH_SHOWN))

@@ -31,8 +31,8 @@ def test_every_shipped_file_is_valid_and_says_how_to_use_it(path: Path) -> None:
         ("kd_losses: [fgd]", "kd_losses must be a mapping"),
         ("- 1", "must hold `key: value` lines"),
         ("a: [1", "line 1"),
-        ("a: 2024-99-99", "not valid yaml"),  # taken for a date
-        ("a: " + "[" * 5000, "not valid yaml"),
+        ("lr0: 2024-99-99", "lr0 must be a number, found '2024-99-99'"),  # not taken for a date
+        ("a: " + "[" * 5000, "nest"),
         ("backbone: []", "is a file for --cfg (architecture); name one for --hyp (hyper-parameter file)"),
         ("", "found nothing"),
     ],
@@ -95,7 +95,7 @@ def test_a_file_can_be_based_on_another(tmp_path: Path, monkeypatch: pytest.Monk
         ("nowhere.yaml", "base 'nowhere.yaml' does not exist in"),
         ("top.yaml", "base leads back to 'top.yaml'"),
         ("other.yaml", "base leads back to 'top.yaml'"),
-        ("[1]", "base is [1]; expected a file's name"),
+        ("[1]", "base is ['1']; expected a file's name"),
         ("broken.yaml", "broken.yaml' line 1"),
     ],
 )
