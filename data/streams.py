@@ -10,9 +10,10 @@ from typing import Any
 import cv2
 import numpy as np
 
-from data.sources import Frame, Source, usable_fps
+from data.sources import MOST_STREAMS, Frame, Source, usable_fps
 from utils.errors import UserError
 from utils.logging import LOGGER
+from utils.text import shown_path
 
 OPEN_TIMEOUT = 10.0  # seconds, also for a single frame to come
 MAX_RECONNECTS = 3
@@ -56,7 +57,7 @@ class StreamReader:
         self._capture = self._opener(address)
         if not self._capture.isOpened():
             self._capture.release()
-            what = f"camera {address}" if address.isdecimal() else f"stream {address!r}"
+            what = f"camera {address}" if address.isdecimal() else f"stream {shown_path(address)}"
             raise UserError(f"--source: {what} does not open; check that it is there and not in use, and its address")
         self.fps = usable_fps(self._capture.get(cv2.CAP_PROP_FPS))
         self._newest: tuple[np.ndarray, int] | None = None
@@ -141,8 +142,11 @@ class StreamSource(Source):
         self, addresses: Sequence[str], vid_stride: int = 1, opener: Callable[[str], Any] | None = None
     ) -> None:
         super().__init__()
+        self.paths = list(addresses)
         self._changed = threading.Condition()
         self._readers: list[StreamReader] = []
+        if len(addresses) > MOST_STREAMS:
+            raise UserError(f"--source: {len(addresses)} streams; at most {MOST_STREAMS} are read at a time")
         try:
             for address in addresses:
                 self._readers.append(StreamReader(address, vid_stride, opener))

@@ -5,6 +5,8 @@ from __future__ import annotations
 import functools
 import http.server
 import logging
+import os
+import shutil
 import threading
 import time
 from collections.abc import Callable
@@ -15,6 +17,7 @@ import numpy as np
 import pytest
 
 from data import streams
+from data.images import find_images
 from data.sources import FileSource, is_stream_address, open_source, usable_fps
 from data.streams import StreamReader, StreamSource
 from utils.errors import UserError
@@ -331,3 +334,79 @@ def test_a_silent_stream_is_given_up(monkeypatch: pytest.MonkeyPatch, warnings: 
     assert list(source) == []
     assert any("no frame for" in message for message in warnings())
     time.sleep(1.2)  # the thread is still inside the blocking read of this camera
+
+
+# -- names and lists as other systems write them -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+@pytest.mark.parametrize("ending", ["\n", "\r\n", "\r"])
+def test_lists_of_any_system(tmp_path: Path, encoding: str, ending: str, warnings: Callable[[], list[str]]) -> None:
+    images = [write_image(tmp_path / name) for name in ("a.png", "图.png", "b c.png")]
+    text = ending.join(["", *map(str, images), "./a.png", "b c.png", ""])
+    (tmp_path / "list.txt").write_bytes(text.encode(encoding))
+    expected = [*map(str, images), str(images[0]), str(images[2])]
+    assert [frame.path for frame in open_source(tmp_path / "list.txt")] == expected
+    assert find_images([tmp_path / "list.txt"]) == (sorted(map(str, images)), []), "training reads the same"
+    assert not warnings()
+
+
+def test_a_list_may_name_files_that_are_not_in_utf8(tmp_path: Path) -> None:
+    path = os.fsencode(tmp_path) + b"/caf\xe9.png"
+    shutil.copy(write_image(tmp_path / "a.png"), path)
+    (tmp_path / "list.txt").write_bytes(path + b"\n")
+    assert [os.fsencode(frame.path) for frame in open_source(tmp_path / "list.txt")] == [path]
+
+
+def test_a_list_without_text_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "list.txt").write_bytes("a.png\n".encode("utf-16-le"))
+    for read in (open_source, lambda path: find_images([path])):
+        with pytest.raises(UserError, match="is no text in UTF-8; save it as UTF-8"):
+            read(tmp_path / "list.txt")
+
+
+def test_a_folder_may_be_called_like_a_camera(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_image(tmp_path / "2024" / "a.png")
+    assert [frame.path for frame in open_source("2024")] == ["2024/a.png"]
+    with pytest.raises(UserError, match="'99999999' does not exist"):
+        open_source("99999999")  # no number of a camera
+
+
+def test_brackets_in_a_real_name_and_links_that_lead_back(tmp_path: Path) -> None:
+    write_image(tmp_path / "trip [1]" / "a.png")
+    write_image(tmp_path / "trip [1]" / "deep" / "b.png")
+    write_image(tmp_path / "trip [1]" / ".hidden" / "c.png")
+    (tmp_path / "trip [1]" / "deep" / "back").symlink_to(tmp_path / "trip [1]")
+    (tmp_path / "trip [1]" / "again").symlink_to(tmp_path / "trip [1]" / "deep")
+    assert [Path(frame.path).name for frame in open_source(f"{tmp_path}/trip [1]/*.png")] == ["a.png"]
+    for pattern in ("**/*.png", "**/**/*.png", "*/**/*"):
+        found = [frame.path for frame in open_source(f"{tmp_path}/trip [1]/{pattern}")]
+        assert len(found) == len(set(map(os.path.realpath, found))), "each file once"
+        assert f"{tmp_path}/trip [1]/deep/b.png" in found
+        assert not any(".hidden" in path for path in found)
+
+
+def test_what_is_no_file_is_skipped_with_a_word(tmp_path: Path, warnings: Callable[[], list[str]]) -> None:
+    write_image(tmp_path / "a.png")
+    (tmp_path / "b.png").symlink_to("gone.png")
+    os.mkfifo(tmp_path / "c.png")
+    os.mkfifo(tmp_path / "d.mp4")
+    assert [Path(frame.path).name for frame in open_source(tmp_path)] == ["a.png"]
+    told = [line.rpartition(": ")[2] for line in warnings()]
+    assert told == ["a link that leads nowhere", "not a regular file", "not a regular file"]
+    with pytest.raises(UserError, match="is not a regular file"):
+        open_source(tmp_path / "c.png")
+
+
+def test_a_video_whose_name_is_not_utf8(tmp_path: Path) -> None:
+    path = os.fsencode(write_video(tmp_path / "v.avi", 3))
+    os.rename(path, path.replace(b"v.avi", b"v\xe9.avi"))
+    assert [frame.index for frame in open_source(tmp_path)] == [0, 1, 2]
+
+
+@pytest.mark.parametrize("spec", ["", " ", "ftp://host/a.jpg", "x" * 5000, "~nobody-of-this-name/a.png", "/dev/null"])
+def test_no_source_at_all_is_one_line(spec: str) -> None:
+    with pytest.raises(UserError) as error:
+        open_source(spec)
+    assert len(str(error.value)) < 600 and "\n" not in str(error.value)
