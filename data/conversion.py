@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
+import math
 import os
 import shutil
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 import numpy as np
 
-from data.config import SPLITS, write_data_yaml
-from data.images import check_image
+from data.config import MAX_NAME, SPLITS, write_data_yaml
+from data.images import IMAGE_SUFFIXES, check_image
 from utils.errors import UsageError, UserError
 from utils.logging import progress
+from utils.text import MAX_PATH_SHOWN, printable, shown, shown_path
+
+LARGEST = 1e9  # of a coordinate in pixels
+MAX_KINDS = 50  # lines of a report
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,6 +50,22 @@ class AnnotatedImage:
     annotations: tuple[Annotation, ...]
 
 
+def numbers(values: Any, count: int) -> list[float] | None:
+    """A list of `count` finite numbers, or None where it is something else."""
+    if not isinstance(values, list) or len(values) != count:
+        return None
+    if not all(isinstance(value, int | float) and not isinstance(value, bool) for value in values):
+        return None
+    found = [float(value) if abs(value) <= LARGEST else math.inf for value in values]  # nan is no more than that
+    return found if all(map(math.isfinite, found)) else None
+
+
+def class_name(text: str) -> str:
+    """A class name with single blanks and no control characters; "" for one that is empty or too long."""
+    name = " ".join(printable(" ".join(text.split())).split())
+    return name if len(name) <= MAX_NAME else ""
+
+
 @dataclass
 class Report:
     """Counts of what was written and of what was not, each with the first place where it was met."""
@@ -54,7 +77,7 @@ class Report:
     def leave_out(self, kind: str, where: str) -> None:
         """Counts something that is not written."""
         self.left_out[kind] += 1
-        self.first.setdefault(kind, where)
+        self.first.setdefault(kind, printable(where, MAX_PATH_SHOWN))
 
     def text(self) -> str:
         """What a user is told."""
@@ -69,7 +92,7 @@ def assign_splits(names: Sequence[str], ratios: Sequence[float], seed: int) -> d
     Raises:
         UsageError: the ratios are not two or three numbers >= 0 of which the first is positive.
     """
-    if len(ratios) not in (2, 3) or min(ratios) < 0 or ratios[0] <= 0:
+    if len(ratios) not in (2, 3) or not all(0 <= ratio < math.inf for ratio in ratios) or ratios[0] <= 0:
         raise UsageError(f"--split-ratios {list(ratios)}: expected shares for train, val and test, such as 0.8 0.2 0")
     order = sorted(names, key=lambda name: hashlib.sha256(f"{seed} {name}".encode()).digest())
     ends = np.round(np.cumsum(ratios) / sum(ratios) * len(order)).astype(int)
@@ -97,28 +120,33 @@ def write_dataset(
     Raises:
         UserError: the folder holds files already; no image can be used; there is no image for train or none for val.
     """
-    if out.exists() and any(out.iterdir()):
-        raise UserError(f"--out {str(out)!r} is not empty; name a new folder or remove it first")
+    if os.path.lexists(out) and not (out.is_dir() and not any(out.iterdir())):
+        raise UserError(f"--out {shown_path(out)} is not empty; name a new folder or remove it first")
     class_ids = {name: i for i, name in enumerate(names)}
-    taken: set[tuple[str, PurePosixPath]] = set()
+    taken: dict[tuple[str, PurePosixPath], str] = {}
     for image in progress(images, total=len(images), desc="writing", enabled=len(images) > 500):
         relative = PurePosixPath(image.name)
-        key = (image.split, relative.with_suffix(""))
-        if relative.is_absolute() or ".." in relative.parts:
+        if relative.is_absolute() or ".." in relative.parts or not relative.name:
             report.leave_out("images whose name leads out of the folder", image.name)
             continue
-        if key in taken:
-            report.leave_out("images of a name that another has in the split", image.name)
+        if relative.suffix.lower() not in IMAGE_SUFFIXES:
+            report.leave_out("images whose suffix training does not read", image.name)
             continue
-        check = check_image(str(image.source)) if image.source.is_file() else None
+        check = check_image(str(image.source)) if os.path.isfile(image.source) else None
         if check is None or not check.width:
             reason = f" ({check.detail})" if check else ""
             report.leave_out("images that are missing or cannot be read", f"{image.source}{reason}")
             continue
-        taken.add(key)
+        free = _free_name(image, relative, taken, out)
+        if free is None:
+            report.leave_out("images that are listed twice in a split", image.name)
+            continue
+        if free != relative:
+            report.leave_out("images renamed, as another has their name in the split", f"{image.source} is {free}")
+        taken[image.split, free.with_suffix("")] = os.path.realpath(image.source)
         rows = _label_rows(image, (check.width, check.height), class_ids, report)
-        _place(image.source, out / "images" / image.split / relative, copy)
-        label_file = (out / "labels" / image.split / relative).with_suffix(".txt")
+        _place(image.source, out / "images" / image.split / free, copy)
+        label_file = (out / "labels" / image.split / free).with_suffix(".txt")
         label_file.parent.mkdir(parents=True, exist_ok=True)
         label_file.write_text("".join(f"{row}\n" for row in rows))
         report.written[f"images in {image.split}"] += 1
@@ -131,30 +159,52 @@ def write_dataset(
     return write_data_yaml(out, splits, names)
 
 
+def _free_name(
+    image: AnnotatedImage, wanted: PurePosixPath, taken: Mapping[tuple[str, PurePosixPath], str], out: Path
+) -> PurePosixPath | None:
+    """The name, with a number behind it where another image has it or its label file; None for the same image again."""
+    for number in itertools.count(1):
+        name = wanted if number == 1 else wanted.with_name(f"{wanted.stem}_{number}{wanted.suffix}")
+        holder = taken.get((image.split, name.with_suffix("")))
+        if holder == os.path.realpath(image.source):
+            return None
+        # The second question is for file systems that take a.jpg and A.jpg for one.
+        if holder is None and not os.path.lexists(out / "images" / image.split / name):
+            return name
+    raise AssertionError("an endless count has ended")
+
+
 def _label_rows(image: AnnotatedImage, size: tuple[int, int], class_ids: dict[str, int], report: Report) -> list[str]:
     rows: dict[str, None] = {}
     scale = np.array(size, np.float64)
     for annotation in image.annotations:
         if annotation.class_name not in class_ids:
-            report.leave_out(f"objects of class {annotation.class_name!r}, which is not in --names", image.name)
+            kind = f"objects of class {shown(annotation.class_name)}, which is not in --names"
+            kind = kind if len(report.left_out) < MAX_KINDS else "objects of other classes that are not in --names"
+            report.leave_out(kind, image.name)
             continue
         points = np.array(annotation.box_xyxy, np.float64).reshape(2, 2)
         if not (points[1] > points[0]).all():
-            report.leave_out("boxes of zero or negative size", f"{image.name}: {annotation.box_xyxy}")
+            report.leave_out("boxes of zero or negative size", f"{image.name}: {_box_text(annotation)}")
             continue
         corners = np.clip(points / scale, 0, 1)
         if not (corners[1] - corners[0] > 1e-6).all():
-            report.leave_out("boxes outside their image", f"{image.name}: {annotation.box_xyxy}")
+            report.leave_out("boxes outside their image", f"{image.name}: {_box_text(annotation)}")
             continue
-        if annotation.polygon is not None:
-            values = np.clip(annotation.polygon / scale, 0, 1).ravel()
+        outline = None if annotation.polygon is None else np.clip(annotation.polygon / scale, 0, 1)
+        if outline is not None and (np.ptp(outline, axis=0) > 1e-6).all():
+            values = outline.ravel()
         else:
             values = np.concatenate([corners.mean(axis=0), corners[1] - corners[0]])
         row = " ".join([str(class_ids[annotation.class_name]), *(f"{value:.6f}" for value in values)])
         if row in rows:
-            report.leave_out("objects listed twice", f"{image.name}: {annotation.box_xyxy}")
+            report.leave_out("objects listed twice", f"{image.name}: {_box_text(annotation)}")
         rows[row] = None
     return list(rows)
+
+
+def _box_text(annotation: Annotation) -> str:
+    return " ".join(f"{value:g}" for value in annotation.box_xyxy)
 
 
 def _place(source: Path, target: Path, copy: bool) -> None:

@@ -13,11 +13,12 @@ from pathlib import Path
 
 from data.coco import read_coco, split_of
 from data.config import SPLITS
-from data.conversion import Report, write_dataset
+from data.conversion import Report, class_name, write_dataset
 from data.voc import read_voc
 from utils.cli import CommandParser, run_command
 from utils.errors import UsageError
 from utils.logging import LOGGER, setup_logging
+from utils.text import shown
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -73,7 +74,7 @@ def convert(args: argparse.Namespace) -> tuple[Path, Report]:
             pixel_origin=args.pixel_origin,
         )
         found = sorted({annotation.class_name for image in images for annotation in image.annotations})
-        names = found if args.names == "found" else [name.strip() for name in args.names.split(",")]
+        names = found if args.names == "found" else _given_names(args.names)
     else:
         images, names = read_coco(
             [split_of(spec) for spec in args.annotations],
@@ -85,6 +86,13 @@ def convert(args: argparse.Namespace) -> tuple[Path, Report]:
             segments=args.segments,
         )
     return write_dataset(images, names, args.out, report, copy=args.copy), report
+
+
+def _given_names(text: str) -> list[str]:
+    names = [class_name(name) for name in text.split(",")]
+    if not all(names) or len(set(names)) < len(names):
+        raise UsageError(f"--names {shown(text)}: expected different names such as cat,dog")
+    return names
 
 
 def _split_pair(spec: str) -> tuple[str, str]:

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import os
 import xml.etree.ElementTree as ElementTree
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from data.conversion import AnnotatedImage, Annotation, Report, assign_splits
+from data.conversion import AnnotatedImage, Annotation, Report, assign_splits, class_name, numbers
+from data.files import read_regular, reason
 from data.images import IMAGE_SUFFIXES
+from data.lists import read_lines
+from data.xml_tree import XmlError, parse_xml
 from utils.errors import UserError
+from utils.text import printable, shown_path
 
 IMAGE_FOLDERS = ("JPEGImages", "images")
+MAX_XML_BYTES = 32 << 20
+PRESENCE = ("-1", "0", "1")  # behind a name in VOC's lists of one class
 
 
 def read_voc(
@@ -46,7 +54,7 @@ def read_voc(
     for source in sources:
         folder = source / "Annotations"
         if not folder.is_dir():
-            raise UserError(f"--source {str(source)!r} has no folder Annotations; name the folder that holds it")
+            raise UserError(f"--source {shown_path(source)} has no folder Annotations; name the folder that holds it")
         if ratios:
             stems = sorted(path.stem for path in folder.glob("*.xml"))
             splits = [(stem, split) for stem, split in sorted(assign_splits(stems, ratios, seed).items())]
@@ -55,15 +63,23 @@ def read_voc(
         files = _image_files(source)
         for stem, split in splits:
             path = folder / f"{stem}.xml"
-            if not path.is_file():
+            if not os.path.isfile(path):
                 report.leave_out("images without an annotation file", str(path))
                 continue
             try:
-                objects = _read_objects(path, report, keep_difficult, pixel_origin)
-            except ElementTree.ParseError as error:
+                root = parse_xml(read_regular(path, MAX_XML_BYTES))
+            except OSError as error:
+                report.leave_out("images whose annotation file cannot be read", f"{path}: {reason(error)}")
+                continue
+            except XmlError as error:
                 report.leave_out("images whose annotation file is not valid XML", f"{path}: {error}")
                 continue
-            image = files.get(stem, source / IMAGE_FOLDERS[0] / f"{stem}.jpg")
+            found = files.get(stem, [source / IMAGE_FOLDERS[0] / f"{stem}.jpg"])
+            named = [image for image in found if image.name == (root.findtext("filename") or "").strip()]
+            image = (named or found)[0]
+            if len(found) > 1 and not named:
+                report.leave_out("images of which several files have the name", f"{path}: {image.name} is taken")
+            objects = _read_objects(root, path, report, keep_difficult, pixel_origin)
             images.append(AnnotatedImage(image, image.name, split, objects))
     return images
 
@@ -76,41 +92,55 @@ def _listed(folder: Path, split_files: Mapping[str, str]) -> list[tuple[str, str
     }
     if not present:
         wanted = ", ".join(f"{name}.txt" for name in split_files.values())
-        raise UserError(f"{str(folder)!r} has none of {wanted}; name the lists with --splits, or give --split-ratios")
+        raise UserError(
+            f"{shown_path(folder)} has none of {wanted}; name the lists with --splits, or give --split-ratios"
+        )
     for split, path in present.items():
-        for line in path.read_text().splitlines():
-            if not line.strip():
-                continue
-            stem = line.split()[0]
+        for line in read_lines(path, "the list"):
+            words = line.rsplit(maxsplit=1)
+            stem = words[0] if words[-1] in PRESENCE else line
             if found.setdefault(stem, split) != split:
                 raise UserError(
-                    f"{str(path)!r} names {stem}, which is in the {found[stem]} split already; remove it there"
+                    f"{shown_path(path)} names {printable(stem, 80)}, which is in the {found[stem]} split already; "
+                    "remove it there"
                 )
     return list(found.items())
 
 
-def _image_files(source: Path) -> dict[str, Path]:
-    folders = (source / name for name in IMAGE_FOLDERS)
-    paths = (path for folder in folders if folder.is_dir() for path in folder.iterdir())
-    return {path.stem: path for path in paths if path.suffix.lower() in IMAGE_SUFFIXES}
+def _image_files(source: Path) -> dict[str, list[Path]]:
+    """Image files by their stem, those of the first folder first."""
+    found = defaultdict(list)
+    for folder in (source / name for name in IMAGE_FOLDERS):
+        for path in sorted(folder.iterdir()) if folder.is_dir() else ():
+            if path.suffix.lower() in IMAGE_SUFFIXES:
+                found[path.stem].append(path)
+    return found
 
 
-def _read_objects(path: Path, report: Report, keep_difficult: bool, pixel_origin: int) -> tuple[Annotation, ...]:
-    root = ElementTree.parse(path).getroot()
+def _read_objects(
+    root: ElementTree.Element, path: Path, report: Report, keep_difficult: bool, pixel_origin: int
+) -> tuple[Annotation, ...]:
     annotations = []
     for element in root.iter("object"):
-        name = (element.findtext("name") or "").strip()
+        name = class_name(element.findtext("name") or "")
+        where = f"{path}: {name}"
+        if not name:
+            report.leave_out("objects without a name, or with one that is too long", where)
+            continue
         if not keep_difficult and (element.findtext("difficult") or "0").strip() == "1":
-            report.leave_out("difficult objects (--keep-difficult keeps them)", f"{path}: {name}")
+            report.leave_out("difficult objects (--keep-difficult keeps them)", where)
             continue
         try:
-            corners = [float(element.findtext(f"bndbox/{key}") or "") for key in ("xmin", "ymin", "xmax", "ymax")]
+            written = [float(element.findtext(f"bndbox/{key}") or "") for key in ("xmin", "ymin", "xmax", "ymax")]
         except ValueError:
-            report.leave_out("objects without a readable bndbox", f"{path}: {name}")
+            written = []
+        corners = numbers(written, 4)
+        if corners is None:
+            report.leave_out("objects without a readable bndbox", where)
             continue
         x1, y1, x2, y2 = corners
         if x2 <= x1 or y2 <= y1:  # before the shift below gives it one pixel
-            report.leave_out("boxes of zero or negative size", f"{path}: {name} {x1:g} {y1:g} {x2:g} {y2:g}")
+            report.leave_out("boxes of zero or negative size", f"{where} {x1:g} {y1:g} {x2:g} {y2:g}")
             continue
         annotations.append(Annotation(name, (x1 - pixel_origin, y1 - pixel_origin, x2, y2)))
     return tuple(annotations)

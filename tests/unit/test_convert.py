@@ -197,6 +197,72 @@ class TestVoc:
         assert self.run(voc)[0] == 1
         assert "names a, which is in the train split already" in capsys.readouterr().err
 
+    @pytest.mark.parametrize("encoding", ["utf-8", "utf-16", "gbk", "latin-1"])
+    def test_encodings_of_xml(self, voc: Path, encoding: str) -> None:
+        name = "caf\xe9" if encoding == "latin-1" else "红"
+        text = (
+            f'<?xml version="1.0" encoding="{encoding}"?><annotation>{voc_object(name, (11, 6, 30, 25))}</annotation>'
+        )
+        (voc / "Annotations/a.xml").write_bytes(text.encode(encoding))
+        _, out = self.run(voc)
+        assert name in load_dataset_config(out / "data.yaml").names
+
+    @pytest.mark.parametrize(
+        "content",
+        [
+            b"",
+            b"\xff\xfe\x00",
+            b'<?xml version="1.0" encoding="nonsense"?><a/>',
+            b'<?xml version="1.0" encoding="big5"?><a>\xff</a>',
+            b'<?xml version="1.0" encoding="zip"?><a/>',
+            b'<!DOCTYPE a [<!ENTITY x "xxxxxxxxxx"><!ENTITY y "&x;&x;&x;">]><a>&y;</a>',
+            b'<!DOCTYPE a [<!ENTITY x SYSTEM "file:///etc/passwd">]><a>&x;</a>',
+            b"<a>" * 100_000,
+        ],
+    )
+    def test_xml_that_is_none(self, voc: Path, capsys: pytest.CaptureFixture[str], content: bytes) -> None:
+        voc_list(voc, "train", "a", "bad")
+        (voc / "Annotations/bad.xml").write_bytes(content)
+        assert self.run(voc)[0] == 0
+        assert "1 images whose annotation file is not valid XML" in capsys.readouterr().out
+
+    @pytest.mark.parametrize("corner", ["nan", "inf", "1e400", "", "x", "1 2", "9" * 5000])
+    def test_corners_that_are_none(self, voc: Path, capsys: pytest.CaptureFixture[str], corner: str) -> None:
+        voc_image(voc, "a", voc_object("dog", (11, 6, 30, 25)).replace("30", corner))
+        assert self.run(voc)[0] == 0
+        assert "1 objects without a readable bndbox" in capsys.readouterr().out
+
+    def test_lists_that_are_binary_or_name_files_with_blanks(
+        self, voc: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        voc_image(voc, "my photo", voc_object("dog", (11, 6, 30, 25)))
+        (voc / "ImageSets/Main/train.txt").write_bytes("\ufeffmy photo\r\na  1\r\n".encode())
+        assert self.run(voc)[0] == 0
+        assert sorted(path.name for path in (voc.parent / "out/images/train").iterdir()) == ["a.jpg", "my photo.jpg"]
+        for content, message in (
+            (b"\x00\x9c\xff", "is no text in UTF-8"),
+            (b"\x9c\xff\n", "no usable image for the train"),
+        ):
+            (voc / "ImageSets/Main/train.txt").write_bytes(content)
+            capsys.readouterr()
+            assert main(["voc", "--source", str(voc), "--out", str(voc.parent / "other")]) == 1
+            assert message in capsys.readouterr().err
+
+    def test_equal_names_in_two_sources(self, voc: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        other = voc.parent / "other"
+        voc_image(other, "a", voc_object("dog", (1, 1, 10, 10)))
+        voc_list(other, "train", "a")
+        out = voc.parent / "out"
+        assert main(["voc", "--source", str(voc), str(other), "--out", str(out), "--splits", "train", "val"]) == 0
+        assert len(list((out / "images/train").iterdir())) == 2
+        assert labels(out, "train/a_2.txt")[0][1:] == [0.05, 0.1, 0.1, 0.2]
+        assert "1 images renamed" in capsys.readouterr().out
+
+    @pytest.mark.parametrize("flag", [("--names", "a,a"), ("--names", ""), ("--split-ratios", "nan", "1")])
+    def test_flags_out_of_range(self, voc: Path, capsys: pytest.CaptureFixture[str], flag: tuple[str, ...]) -> None:
+        assert self.run(voc, *flag)[0] == 2
+        assert capsys.readouterr().err.startswith(f"error: {flag[0]}")
+
     def test_bccd(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         out = tmp_path / "bccd"
         source = shared_path("data/bccd")
@@ -291,7 +357,10 @@ class TestCoco:
         ("changes", "message"),
         [
             ({"categories": None}, "has no list 'categories'"),
-            ({"annotations": [{"image_id": 7}]}, "an entry of 'annotations' lacks one of bbox, category_id, image_id"),
+            ({"annotations": [{"image_id": 7}]}, "none of its 1 annotations has a readable image_id, category_id and"),
+            ({"categories": [{"id": [1], "name": "a"}]}, "a category is {'id': [1], 'name': 'a'}; expected an id"),
+            ({"categories": [{"id": 1, "name": None}]}, "expected an id and a name such as 1 and 'cat'"),
+            ({"categories": [{"id": 1, "name": "a" * 5000}]}, "the name of category 1 is empty or too long"),
         ],
     )
     def test_not_cocos_form(
@@ -305,6 +374,87 @@ class TestCoco:
         documents["instances_val.json"] = documents["instances_val.json"] | {"categories": [{"id": 3, "name": "cow"}]}
         assert self.run(root, documents)[0] == 1
         assert "category 3 is 'cow' here and 'dog' in another file" in capsys.readouterr().err
+
+    @pytest.mark.parametrize(
+        ("kind", "field", "value", "counted"),
+        [
+            *(("images", "file_name", value, "images without a readable id") for value in (5, None, "", [], {})),
+            ("images", "file_name", "a" * 5000, "images whose suffix training does not read"),
+            ("images", "file_name", "a" * 5000 + ".jpg", "images that are missing or cannot be read"),
+            ("images", "file_name", "/etc/a.jpg", "images whose name leads out of the folder"),
+            ("images", "file_name", "..", "images whose name leads out of the folder"),
+            ("images", "file_name", ".", "images whose name leads out of the folder"),
+            ("images", "file_name", "\ud800.jpg", "images that are missing or cannot be read"),
+            *(("images", "id", value, "images without a readable id") for value in ([1], {}, None, 1.5, True)),
+            ("images", "id", 9, "images of an id that another has"),
+            *(("annotations", "bbox", value, "objects without a readable image_id") for value in (
+                None, "1234", 5, [], [1, 2, 3], [1, 2, 3, 4, 5], ["1", 2, 3, 4], [[1], 2, 3, 4], [0, 0, 10**400, 5],
+                [0, 0, float("nan"), 5], [0, 0, float("inf"), 5], [True, 0, 5, 5], {"x": 1},
+            )),
+            ("annotations", "bbox", [5, 5, -3, 4], "boxes of zero or negative size"),
+            *(("annotations", "category_id", value, "without a readable image_id") for value in ([], {}, None, 1.5)),
+            ("annotations", "category_id", 10**400, "objects of a category that the file does not define"),
+            *(("annotations", "image_id", value, "without a readable image_id") for value in ([], {}, None)),
+            ("annotations", "image_id", "7", "objects of an image that the file does not list"),
+            *(("annotations", "segmentation", value, "outlines that are no polygons") for value in (
+                [5], ["abcdef"], 7, "x", [[1, 2, 3]], [[1, 2, 3, 4, 5, "6"]], [[1, 2, 3, 4, 5, 10**400]],
+            )),
+        ],
+    )  # fmt: skip
+    def test_a_bad_entry_is_left_out_and_counted(
+        self, root: Path, capsys: pytest.CaptureFixture[str], kind: str, field: str, value: Any, counted: str
+    ) -> None:
+        document = coco_document()
+        document["annotations"] = [{"image_id": 7, "category_id": 3, "bbox": [10, 5, 20, 20]}]
+        bad = (
+            {"id": 8, "file_name": "a.jpg"} if kind == "images" else dict(document["annotations"][0], bbox=[1, 1, 9, 9])
+        )
+        document[kind].append({**bad, field: value})
+        (root / "instances_val.json").write_text(json.dumps({**coco_document(), "annotations": []}))
+        files = ("--annotations", str(root / "instances_train.json"), str(root / "instances_val.json"))
+        code, out = self.run(root, {"instances_train.json": document}, *files, "--segments")
+        text = capsys.readouterr()
+        assert code == 0 and "1 " in text.out and counted in text.out, text
+        assert len(max(text.out.splitlines(), key=len)) < 600
+        assert [1, 0.2, 0.3, 0.2, 0.4] in labels(out, "train/a.txt")
+
+    def test_categories_of_one_name_are_one_class(self, root: Path) -> None:
+        categories = [{"id": 1, "name": "cell"}, {"id": 3, "name": "cell"}, {"id": 5, "name": " no "}]
+        _, out = self.run(root, self.split(categories=categories))
+        assert load_dataset_config(out / "data.yaml").names == ("cell", "no")
+        assert labels(out, "train/a.txt") == [[0, 0.2, 0.3, 0.2, 0.4]]
+
+    def test_images_whose_label_files_would_be_one(self, root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        for name in ("a.png", "sub/a.jpg"):
+            write_image(root / "pics" / name)
+        images = [{"id": i, "file_name": name} for i, name in enumerate(("a.jpg", "a.png", "sub/a.jpg", "a.jpg"))]
+        annotations = [{"image_id": i, "category_id": 3, "bbox": [i, 5, 20, 20]} for i in range(4)]
+        documents = self.split(annotations=annotations)
+        documents["instances_train.json"]["images"] = images
+        assert self.run(root, documents)[0] == 0
+        out = root / "out"
+        assert sorted(path.name for path in (out / "labels/train").rglob("*.txt")) == ["a.txt", "a.txt", "a_2.txt"]
+        assert labels(out, "train/a_2.txt")[0][1] == 0.11, "1 to 21 of 100"
+        assert os.path.realpath(out / "images/train/a_2.png") == str(root / "pics/a.png")
+        text = capsys.readouterr().out
+        assert "1 images renamed" in text and "1 images that are listed twice in a split" in text
+
+    def test_names_with_backslashes_and_other_scripts(self, root: Path) -> None:
+        write_image(root / "pics/子/图.jpg")
+        images = [{"id": 7, "file_name": "子\\图.jpg"}]
+        documents = self.split()
+        documents["instances_train.json"]["images"] = images
+        code, out = self.run(root, documents)
+        assert code == 0 and labels(out, "train/子/图.txt") == [[1, 0.2, 0.3, 0.2, 0.4]]
+
+    @pytest.mark.parametrize(
+        "content", [b"", b"\xff\xfe", b"[" * 100000, b"[]", b"1", b'{"images": [1' + b"0" * 5000, b"\x00\x01", b"NaN"]
+    )
+    def test_any_bytes_are_one_line(self, root: Path, capsys: pytest.CaptureFixture[str], content: bytes) -> None:
+        (root / "train.json").write_bytes(content)
+        assert main(["coco", "--annotations", str(root / "train.json"), "--images", str(root), "--out", "out"]) == 1
+        text = capsys.readouterr().err
+        assert text.startswith("error: ") and text.count("\n") == 1 and len(text) < 500
 
     def test_split_of_a_file(self) -> None:
         assert split_of("x/instances_val2017.json") == ("val", Path("x/instances_val2017.json"))
