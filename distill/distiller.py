@@ -268,7 +268,8 @@ class Distiller(nn.Module):
             parameters: the student's; without them gradients of terms are not measured.
         """
         if not self.losses or not self._factor:
-            return Preflight("no distillation: every weight, or the schedule's factor, is 0")
+            table = "no distillation: every weight, or the schedule's factor, is 0"
+            return Preflight(table, silent=self.item_names)
         losses, learning = copy.deepcopy(self.losses), list(parameters)
         detection = detection_loss / images.shape[0]
         with torch.enable_grad(), torch.autocast(images.device.type, enabled=False):
@@ -286,10 +287,14 @@ class Distiller(nn.Module):
         doubts += [f"no gradient reaches the adapter {name}: it would stay as it is" for name in gradients.idle]
         if any(p.requires_grad or p.grad is not None for p in self.teacher.parameters()):
             doubts.append("the teacher's parameters take gradients: something unfroze them after it was frozen")
-        return Preflight(table, tuple(doubt for doubt in doubts if doubt))
+        silent = [f"{self._prefix}/{name}/{term}" for name, loss in self._named() for term in loss.zero_terms]
+        return Preflight(table, tuple(doubt for doubt in doubts if doubt), tuple(silent))
 
     def _each(self) -> list[DistillationLoss]:
-        return [loss for loss in self.losses.values() if isinstance(loss, DistillationLoss)]
+        return [loss for _, loss in self._named()]
+
+    def _named(self) -> list[tuple[str, DistillationLoss]]:
+        return [(name, loss) for name, loss in self.losses.items() if isinstance(loss, DistillationLoss)]
 
 
 def _in_full(maps: Sequence[Tensor]) -> list[Tensor]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -57,16 +58,46 @@ def auto_layers(
 
 
 def head_inputs(model: nn.Module, who: str) -> tuple[list[int | str], list[int]]:
-    """Indices and strides of the layers that feed a network's head, read from `model.head.f` and `model.stride`."""
+    """Indices and strides of the layers whose features a network's predictions are made from.
+
+    They are read from `model.head.f` and `model.stride`. A head without parameters only decodes: what feeds it are the
+    prediction layers, and the features are what feeds those.
+    """
     network = unwrap(model)
-    sources = getattr(getattr(network, "head", None), "f", None)
-    strides = getattr(network, "stride", None)
+    head = getattr(network, "head", None)
+    sources, strides = getattr(head, "f", None), getattr(network, "stride", None)
     if not isinstance(sources, list | tuple) or strides is None:
         raise DistillError(f"{who}_kd_layers: auto needs a {who} with head.f and stride; list the layers by hand")
     values = [int(stride) for stride in torch.as_tensor(strides).flatten().tolist()]
-    position = len(network.model) - 1  # type: ignore[arg-type]
-    inputs: list[int | str] = [index if index >= 0 else position + index for index in sources]
-    return inputs[: len(values)], values  # inputs of auxiliary branches come after those of the head
+    layers = network.model
+    position = len(layers) - 1  # type: ignore[arg-type]
+    inputs = [index if index >= 0 else position + index for index in sources]
+    inputs = inputs[: len(values)]  # inputs of auxiliary branches come after those of the head
+    if not any(True for _ in head.parameters()):  # type: ignore[union-attr]
+        inputs = [_input_of(layers, index, who) for index in inputs]
+    return list(inputs), values
+
+
+def _input_of(layers: Any, index: int, who: str) -> int:
+    """The layer that feeds a layer."""
+    source = getattr(layers[index], "f", None)
+    if not isinstance(source, int):
+        raise DistillError(
+            f"{who}_kd_layers: auto looks for the features before the prediction layer {index}, which has no single "
+            "input; list the layers by hand"
+        )
+    return source if source >= 0 else index + source
+
+
+def _advice(*networks: tuple[nn.Module, str]) -> str:
+    """What layers there are to choose from: to be said after what is wrong with those that were chosen."""
+    parts = []
+    for model, who in networks:
+        try:
+            parts.append(f"{head_inputs(model, who)[0]} for the {who}")
+        except DistillError:
+            return ""  # a network of another trainer, whose layers have names
+    return f"; auto takes {' and '.join(parts)}, and train_distill.py --list-layers shows all layers"
 
 
 def pair_layers(
@@ -96,15 +127,17 @@ def pair_layers(
         raise DistillError(
             f"student_kd_layers has {len(student_list)} entries {student_list}, teacher_kd_layers {len(teacher_list)} "
             f"{teacher_list}; they are paired in order, so give both the same number"
+            + _advice((student, "student"), (teacher, "teacher"))
         )
-    student_tap = make_tap(taps, student, student_list, "student")
-    teacher_tap = make_tap(taps, teacher, teacher_list, "teacher")
+    student_tap = _make_tap(taps, student, student_list, "student")
+    teacher_tap = _make_tap(taps, teacher, teacher_list, "teacher")
     student_found = measure(student, student_tap, image_hw[0], "student")
     teacher_found = measure(teacher, teacher_tap, image_hw[1], "teacher")
     for position, (s, t) in enumerate(zip(student_found, teacher_found)):
         # A teacher of larger images meets a student's grid one level up too.
         if s.stride != t.stride and s.shape[1:] != t.shape[1:] and not resized:
-            raise DistillError(_stride_message(position, s, t, [f.stride for f in student_found]))
+            advice = _advice((student, "student"), (teacher, "teacher"))
+            raise DistillError(_stride_message(position, s, t, [f.stride for f in student_found], advice))
     names = level_names(student_list, [found.stride for found in student_found])
     levels = tuple(
         Level(name, s.layer, t.layer, s.shape[0], t.shape[0], s.stride)
@@ -113,11 +146,20 @@ def pair_layers(
     return student_tap, teacher_tap, levels
 
 
-def _stride_message(position: int, student: TappedLayer, teacher: TappedLayer, student_strides: list[int]) -> str:
+def _make_tap(taps: str, model: nn.Module, layers: Sequence[int | str], who: str) -> Tap:
+    try:
+        return make_tap(taps, model, layers, who)
+    except DistillError as error:
+        raise DistillError(f"{error}{_advice((model, who))}") from None
+
+
+def _stride_message(
+    position: int, student: TappedLayer, teacher: TappedLayer, student_strides: list[int], advice: str
+) -> str:
     return (
         f"teacher_kd_layers[{position}]={teacher.layer} has stride {teacher.stride} and shape {teacher.shape}; "
         f"student_kd_layers[{position}]={student.layer} has stride {student.stride} and shape {student.shape} "
-        f"(student strides: {', '.join(map(str, student_strides))}); pair equal strides, drop the pair, use auto, or "
+        f"(student strides: {', '.join(map(str, student_strides))}{advice}); pair equal strides, drop the pair, use auto, or "
         "set kd_resize: true to resize the teacher's map"
     )
 
@@ -131,9 +173,11 @@ def _resolve(
     image_hw: ImageSizes,
 ) -> tuple[list[int | str], list[int | str]]:
     """Both lists, with "auto" replaced by the layers that feed the head and have the other side's strides."""
-    for layers, who in ((student_layers, "student"), (teacher_layers, "teacher")):
+    for model, layers, who in ((student, student_layers, "student"), (teacher, teacher_layers, "teacher")):
         if isinstance(layers, str) and layers != AUTO or not isinstance(layers, Sequence):
-            raise DistillError(f"{who}_kd_layers is {shown(layers)}; expected a list of layers, or auto")
+            raise DistillError(
+                f"{who}_kd_layers is {shown(layers)}; expected a list of layers, or auto{_advice((model, who))}"
+            )
     if AUTO not in (student_layers, teacher_layers):
         return list(student_layers), list(teacher_layers)
 
@@ -141,7 +185,7 @@ def _resolve(
         model, layers, who = (student, teacher)[side], (student_layers, teacher_layers)[side], WHO[side]
         if layers == AUTO:
             return head_inputs(model, who)
-        found = measure(model, make_tap(taps, model, layers, who), image_hw[side], who)
+        found = measure(model, _make_tap(taps, model, layers, who), image_hw[side], who)
         return list(layers), [tapped.stride for tapped in found]
 
     sides = inputs_and_strides(0), inputs_and_strides(1)
@@ -173,12 +217,15 @@ def measure(model: nn.Module, tap: Tap, image_hw: tuple[int, int], who: str) -> 
     image = torch.zeros(1, 3, *image_hw, device=parameter.device, dtype=parameter.dtype)
     with evaluation_mode(model), torch.no_grad():
         _, features = tap.run(model, image, with_head=False)
+    for layer, feature in zip(tap.layers, features):
+        if not isinstance(feature, Tensor) or feature.ndim != 4:
+            raise DistillError(
+                f"layer {layer} of the {who} gives no feature map (N, C, H, W); choose another{_advice((model, who))}"
+            )
     return [_tapped(layer, feature, image_hw, who) for layer, feature in zip(tap.layers, features)]
 
 
-def _tapped(layer: int | str, feature: object, image_hw: tuple[int, int], who: str) -> TappedLayer:
-    if not isinstance(feature, Tensor) or feature.ndim != 4:
-        raise DistillError(f"layer {layer} of the {who} gives no feature map (N, C, H, W); choose another")
+def _tapped(layer: int | str, feature: Tensor, image_hw: tuple[int, int], who: str) -> TappedLayer:
     channels, height, width = feature.shape[1:]
     stride = image_hw[0] // height
     if stride * height != image_hw[0] or stride * width != image_hw[1]:

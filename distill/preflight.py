@@ -28,10 +28,17 @@ _GRADIENT_SCALE = 1024.0
 
 @dataclass(frozen=True)
 class Preflight:
-    """A table to print, and what is wrong, one line each."""
+    """What to print before the training goes on.
+
+    Attributes:
+        table: how strong the terms are.
+        warnings: what is wrong, one line each.
+        silent: items that are 0 by nature, as the class term of a single class.
+    """
 
     table: str
     warnings: tuple[str, ...] = ()
+    silent: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         return self.table

@@ -28,10 +28,11 @@ def _norms(model: nn.Module) -> list[nn.modules.batchnorm._BatchNorm]:
 
 
 class Strength(NamedTuple):
-    """What the first batch of a training shows: a table to print, and what is wrong."""
+    """What the first batch of a training shows: a table to print, what is wrong, and items that are 0 by nature."""
 
     table: str
     warnings: tuple[str, ...] = ()
+    silent: tuple[str, ...] = ()
 
 
 class SparsityLoss(nn.Module):

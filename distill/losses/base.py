@@ -41,6 +41,16 @@ class DistillationLoss(nn.Module):
     """Whether `context.teacher_output` is read."""
     names: tuple[str, ...]
     """The terms that `forward` returns: names of levels, or of parts."""
+    gains: Mapping[str, float] = {}
+    """Of its terms, where they have any."""
+    absent: tuple[str, ...] = ()
+    """Terms that two heads of this kind leave nothing for."""
+
+    @property
+    def zero_terms(self) -> tuple[str, ...]:
+        """The terms that are 0 whatever the networks do; none where that is all of them, and the loss does nothing."""
+        found = tuple(name for name in self.names if name in self.absent or not self.gains.get(name, 1.0))
+        return found if len(found) < len(self.names) else ()
 
     def forward(
         self, student: Sequence[Tensor], teacher: Sequence[Tensor], context: DistillContext

@@ -53,6 +53,7 @@ class LD(PredictionLoss):
             )
         super().__init__(setup)
         self.main, self.vlr, self.temperature, self.anchor_scale = main, vlr, temperature, anchor_scale
+        self.gains = {"main": main, "vlr": vlr}
 
     def terms(self, student: list[Tensor], teacher: list[Tensor], context: DistillContext) -> dict[str, Tensor]:
         pairs = self.pairs(student, teacher)

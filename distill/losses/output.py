@@ -138,6 +138,10 @@ class Output(PredictionLoss):
         if self.on_grid:
             self.names = ("box", "cls")
         self.gains = {"box": box, "obj": obj, "cls": cls}
+        objectness = self.student_head.kind == "anchor" and not self.on_grid
+        # A single class says no more than the objectness, and a softmax over it nothing.
+        no_classes = self.student_head.num_classes == 1 and (objectness or class_term == "kl")
+        self.absent = (*(() if objectness else ("obj",)), *(("cls",) if no_classes else ()))
         self.scale_obj = scale_obj
         self.class_term = check_choice("class_term", class_term, CLASS_TERMS, "kd_losses.output")
         self.temperature = temperature

@@ -43,6 +43,10 @@ class SelfDistillation(PredictionLoss):
         if self.on_grid:
             self.names = ("cls",)
         self.cls, self.dfl, self.temperature = cls, dfl, temperature
+        self.gains = {"cls": cls, "dfl": dfl}
+        no_classes = self.student_head.num_classes == 1  # a softmax over one class is 1
+        no_bins = self.student_head.kind == "anchor"
+        self.absent = (*(("cls",) if no_classes else ()), *(("dfl",) if no_bins else ()))
 
     def terms(self, student: list[Tensor], teacher: list[Tensor], context: DistillContext) -> dict[str, Tensor]:
         pairs = self.pairs(student, teacher)

@@ -421,6 +421,18 @@ def test_auto_on_one_side_follows_the_listed_side(listed: str) -> None:
             r"teacher_kd_layers\[0\] is -1, but the teacher's layers before its head are 0 to 4",
         ),
         ({"student_layers": ["3", 4]}, r"student_kd_layers\[0\] is '3'; expected a layer's index"),
+        (
+            {"student_layers": [3, 99]},
+            r"are 0 to 4; auto takes \[3, 4\] for the student, and train_distill.py --list-layers shows all layers$",
+        ),
+        (
+            {"teacher_layers": [3]},
+            r"auto takes \[3, 4\] for the student and \[3, 4\] for the teacher, and .*--list-layers",
+        ),
+        (
+            {"teacher_layers": [3, 3]},
+            r"auto takes \[3, 4\] for the student and \[3, 4\] for the teacher, and .*--list-l",
+        ),
         ({"student_layers": "all"}, r"student_kd_layers is 'all'; expected a list of layers, or auto"),
         ({"student_layers": 3}, r"student_kd_layers is 3; expected a list of layers, or auto"),
         ({"image_size": 72}, r"layer 4 of the student gives a map of 5x5 for an image of 72x72"),

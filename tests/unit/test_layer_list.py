@@ -5,10 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
 import train_distill
 from distill.listing import layer_table
+from distill.pairing import head_inputs, pair_layers
 from engine.checkpoint import save_checkpoint
 from engine.config import TrainOptions
 from engine.layers import list_layers
@@ -86,6 +88,34 @@ def test_what_cannot_be_paired_is_said_after_the_table(
         train_distill.main()
     shown = capsys.readouterr().out
     assert "hyp 1" in next(line for line in shown.splitlines() if line.startswith("14 "))
+
+
+MEANING = {
+    "mobilenetv2-yolov5s": ([28, 23, 18], [8, 16, 32]),  # 29, 24, 19 are the predictions
+    "yolov7-tiny": ([74, 75, 76], [8, 16, 32]),
+    "yolov7": ([102, 103, 104], [8, 16, 32]),
+    "yolov7x": ([118, 119, 120], [8, 16, 32]),
+    "yolov7-w6": ([114, 115, 116, 117], [8, 16, 32, 64]),  # and not what feeds the auxiliary maps
+    "yolov7-e6": ([136, 137, 138, 139], [8, 16, 32, 64]),
+    "yolov7-d6": ([158, 159, 160, 161], [8, 16, 32, 64]),
+    "yolov7-e6e": ([257, 258, 259, 260], [8, 16, 32, 64]),
+}
+
+
+@pytest.mark.parametrize("cfg", sorted((ROOT / "cfg").glob("*/*.yaml")), ids=lambda path: path.stem)
+def test_auto_takes_the_features_before_the_predictions_of_every_architecture(cfg: Path) -> None:
+    """Built on the meta device: without weights, so the large ones cost little."""
+    with torch.device("meta"):
+        model = Model(cfg, nc=7)
+    usual = [15, 18, 21] if "v8" in cfg.stem else [23, 26, 29, 32] if cfg.stem.endswith("6") else [17, 20, 23]
+    layers, strides = MEANING.get(cfg.stem, (usual, [8, 16, 32, 64][: len(usual)]))
+    assert head_inputs(model, "student") == (layers, strides)
+
+
+def test_the_small_mobile_student_is_compared_by_its_features() -> None:
+    model = Model(ROOT / "cfg/mobile/mobilenetv2-yolov5s.yaml", nc=3)
+    found = pair_layers(model, model, "auto", "auto", "extra_features", ((64, 64), (64, 64)))[2]
+    assert [(level.name, level.student_channels) for level in found] == [("P3", 128), ("P4", 256), ("P5", 512)]
 
 
 def test_a_student_has_to_be_named() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ from torch import Tensor, nn
 
 from distill import LOSSES, DistillContext, Distiller, HeadSpec, Preflight
 from distill.losses.base import FeatureLoss
+from distill.losses.output import Output
+from distill.losses.self_distillation import SelfDistillation
 from distill.preflight import capacity_gap, doubt_of_teacher, found_share, measure_gradients, strength_table
 from engine.loop import report_preflight, untrained
 from tests.unit import distill_toys as toys
@@ -222,6 +225,53 @@ def test_nothing_is_measured_where_nothing_is_distilled() -> None:
     kd = distiller(student, teacher, {"l2": {"weight": 0}})
     found = kd.preflight(IMAGES, student(IMAGES), [], toys.TARGETS, torch.tensor(1.0))
     assert found == Preflight("no distillation: every weight, or the schedule's factor, is 0")
+
+
+@pytest.mark.parametrize(
+    ("loss", "changes", "terms"),
+    [
+        (Output, {}, ()),
+        (Output, {"num_classes": 1}, ("cls",)),
+        (Output, {"kind": "anchor_free"}, ("obj",)),
+        (Output, {"kind": "anchor_free", "num_classes": 1}, ("obj",)),
+        (SelfDistillation, {}, ("dfl",)),
+        (SelfDistillation, {"kind": "anchor_free"}, ()),
+        (SelfDistillation, {"kind": "anchor_free", "num_classes": 1}, ("cls",)),
+        (SelfDistillation, {"num_classes": 1}, ()),  # nothing is left: let it be warned of
+    ],
+)
+def test_terms_that_are_zero_by_nature(loss: Any, changes: dict[str, Any], terms: tuple[str, ...]) -> None:
+    head = toys.head_spec(**changes)
+    assert loss(replace(toys.setup(), student_head=head, teacher_head=head)).zero_terms == terms
+
+
+def test_a_term_that_the_recipe_turns_off_may_be_zero() -> None:
+    head = toys.head_spec()
+    assert Output(replace(toys.setup(), student_head=head, teacher_head=head), obj=0.0).zero_terms == ("obj",)
+
+
+@pytest.mark.parametrize("copied", [False, True])
+def test_one_class_draws_no_warning_unless_the_networks_are_the_same(
+    caplog: pytest.LogCaptureFixture, copied: bool
+) -> None:
+    torch.manual_seed(0)
+    student = ToyDetector(4, num_classes=1).train()
+    teacher = copy.deepcopy(student) if copied else ToyDetector(4, num_classes=1)
+    if copied:
+        student.eval()  # so that both compute the same
+    heads = {f"{who}_head": toys.head_spec(num_classes=1) for who in ("student", "teacher")}
+    kd = Distiller(student, teacher, "auto", "auto", {"output": None}, image_size=64, teacher_half=False, **heads)
+    output = student(IMAGES)
+    raw = output[1] if copied else output
+    _, items = kd(IMAGES, raw, [], toys.TARGETS * torch.tensor([1, 0, 1, 1, 1, 1]))
+    found = kd.preflight(IMAGES, raw, [], toys.TARGETS * torch.tensor([1, 0, 1, 1, 1, 1]), torch.tensor(1.0))
+    assert items["kd/output/cls"] == 0 and found.silent == ("kd/output/cls",)
+    logging.getLogger("yolo-distill").propagate = True
+    with caplog.at_level(logging.WARNING, "yolo-distill"):
+        report_preflight(found, items)
+    zero = [record.message for record in caplog.records if "exactly 0" in record.message]
+    expected = "warning: exactly 0 on the first batch: kd/output/box, kd/output/obj; check layers, weights and teacher"
+    assert zero == ([expected] if copied else [])
 
 
 # In the loop
