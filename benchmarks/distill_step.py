@@ -24,6 +24,7 @@ from engine.config import read_hyp
 from engine.criterion import build_criteria
 from engine.distillation import head_spec
 from models.yolo import Model
+from utils.cli import run_command
 from utils.device import synchronize
 
 VARIANTS: dict[str, tuple[str, dict[str, object]]] = {
@@ -138,4 +139,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

@@ -23,6 +23,7 @@ from pathlib import Path
 from data.config import load_dataset_config
 from data.images import find_images
 from data.label_rows import label_path
+from utils.cli import run_command
 
 ROOT = Path(__file__).resolve().parents[1]
 CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "yolo-distill"
@@ -130,4 +131,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

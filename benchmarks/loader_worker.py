@@ -18,6 +18,8 @@ import cv2
 import numpy as np
 import torch
 
+from utils.cli import run_command
+
 AUGMENT = {"hsv_h": 0.015, "hsv_s": 0.7, "hsv_v": 0.4, "translate": 0.1, "scale": 0.5, "fliplr": 0.5, "mosaic": 1.0}
 BATCH_SIZE = 16
 
@@ -75,4 +77,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

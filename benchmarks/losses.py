@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from benchmarks.memory import PeakMemory
 from benchmarks.reference_losses import reference_simota, reference_yolov5, reference_yolov8
 from losses import SimOTAAuxLoss, SimOTALoss, YOLOv5Loss, YOLOv8Loss
+from utils.cli import run_command
 from utils.device import synchronize
 
 STRIDES = (8, 16, 32)
@@ -131,4 +132,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

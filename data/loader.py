@@ -10,11 +10,12 @@ from typing import Any
 import cv2
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset, default_collate
+from torch.utils.data import DataLoader, Dataset, default_collate, get_worker_info
 
 from data.dataset import DetectionDataset, Sample, SampleShape
 from data.sampling import POOL_SIZE, EpochSampler, SampleRequest
 from utils.errors import UserError
+from utils.processes import leave_signals_to_main_process
 
 __all__ = ["Batch", "DetectionLoader", "SampleRequest", "collate", "create_loader"]
 
@@ -65,11 +66,18 @@ class _Chunks(Dataset[Any]):
     def __init__(self, dataset: DetectionDataset) -> None:
         self.dataset = dataset
 
-    def __getitem__(self, chunk: list[list[SampleRequest]]) -> list[Batch] | UserError:
+    def __getitem__(self, chunk: list[list[SampleRequest]]) -> list[Batch] | Exception:
         try:
-            return [collate([self.dataset[request] for request in batch]) for batch in chunk]
-        except UserError as error:
+            batches = [collate([self.dataset[request] for request in batch]) for batch in chunk]
+            if get_worker_info():
+                for batch in batches:  # where a lack of shared memory is an error; later it would be a hang
+                    if len(batch.targets):
+                        batch.targets.share_memory_()
+            return batches
+        except (UserError, OSError) as error:
             return error  # raised in a worker, its one line would come wrapped in a traceback
+        except MemoryError as error:
+            return MemoryError(str(error))  # NumPy's own cannot be sent to another process
 
 
 class _ChunkSampler:
@@ -123,7 +131,7 @@ class DetectionLoader:
 
     def __iter__(self) -> Iterator[Batch]:
         for batches in self._loader:
-            if isinstance(batches, UserError):
+            if isinstance(batches, Exception):
                 raise batches
             yield from batches
 
@@ -194,6 +202,7 @@ def usable_cpus() -> int:
 
 def _start_worker(_: int) -> None:
     cv2.setNumThreads(0)  # the workers are the parallelism
+    leave_signals_to_main_process()
 
 
 def _as_it_is(item: Any) -> Any:

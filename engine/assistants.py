@@ -13,14 +13,19 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
+from engine.arguments import MOST_EPOCHS
 from engine.checkpoint import load_checkpoint
 from engine.config import TrainOptions, read_hyp
 from engine.distillation import check_recipe
-from engine.distributed import announced_world
+from engine.distributed import World, announced_world
+from engine.state import run_state
 from engine.train import run_training
 from utils.errors import UsageError, UserError
+from utils.folders import output_folder
 from utils.logging import LOGGER, setup_logging
-from utils.paths import existing_file, increment_path, replacing
+from utils.paths import existing_file, read_record, replacing, run_path
+from utils.processes import advise
+from utils.text import shown, shown_path
 from utils.yaml_io import check_keys, load_yaml
 
 CHAIN_FILE = "chain.json"
@@ -64,7 +69,7 @@ def parse_assistants(specs: Sequence[str]) -> list[Assistant]:
         UsageError: a spec is none of these.
     """
     if len(specs) == 1 and specs[0].endswith((".yaml", ".yml")):
-        content = load_yaml(specs[0], "--teacher-assistants")
+        content = load_yaml(specs[0], "--teacher-assistants", ("cfg", "weights", "hyp", "baseline"))
         if "assistants" in content:
             return _listed(content, specs[0])
     assistants = []
@@ -77,7 +82,8 @@ def parse_assistants(specs: Sequence[str]) -> list[Assistant]:
         elif spec.endswith((".yaml", ".yml")):
             assistants.append(Assistant(spec))
         else:
-            raise UsageError(f"--teacher-assistants {spec!r}: expected cfg.yaml, cfg.yaml:weights.pt or weights.pt")
+            expected = "cfg.yaml, cfg.yaml:weights.pt or weights.pt"
+            raise UsageError(f"--teacher-assistants {shown_path(spec)}: expected {expected}")
     return _checked(assistants)
 
 
@@ -91,10 +97,9 @@ def _listed(content: dict[str, Any], where: str) -> list[Assistant]:
         check_keys(entry, [f.name for f in fields(Assistant)], f"{where}: assistants")
         for key, value in entry.items():
             wanted = int if key == "epochs" else str
-            if type(value) is not wanted or value in (0, ""):
-                raise UserError(
-                    f"{where}: assistants: {key} is {value!r}; expected {'text' if wanted is str else 'a number'}"
-                )
+            if type(value) is not wanted or not value or (wanted is int and not 1 <= value <= MOST_EPOCHS):
+                expected = "text" if wanted is str else f"a whole number from 1 to {MOST_EPOCHS}"
+                raise UserError(f"{where}: assistants: {key} is {shown(value)}; expected {expected}")
         if not entry.get("cfg") and not entry.get("weights"):
             raise UserError(f"{where}: an assistant needs cfg (an architecture) or weights (a checkpoint)")
         assistants.append(Assistant(**entry))
@@ -133,10 +138,23 @@ def run_chain(options: TrainOptions, assistants: Sequence[Assistant]) -> Path:
         raise UsageError("--teacher-assistants are a chain under one teacher; name one with --teacher-weights")
     for recipe in {options.hyp, *(assistant.hyp for assistant in assistants if assistant.hyp)}:
         check_recipe(replace(options, hyp=recipe), read_hyp(recipe))
-    folder = increment_path(Path(options.project) / options.name, options.exist_ok)
+    path = run_path(options.project, options.name)
+    with output_folder(path, options.exist_ok, world.is_main) as folder:
+        try:
+            stages = _run_stages(options, assistants, folder, world)
+        except BaseException as error:
+            advise(error, f"the same command with --name {folder.name} --exist-ok goes on from here")
+            raise
+    LOGGER.info("\n" + describe_chain(stages))
+    return folder
+
+
+def _run_stages(
+    options: TrainOptions, assistants: Sequence[Assistant], folder: Path, world: World
+) -> list[dict[str, Any]]:
     plan = {"options": replace(options, exist_ok=True).to_dict(), "assistants": [asdict(a) for a in assistants]}
     record = folder / CHAIN_FILE
-    if record.is_file() and json.loads(record.read_text())["plan"] != plan:
+    if record.is_file() and read_record(record).get("plan") != plan:
         raise UserError(f"{folder} holds a chain with other settings; remove that folder, or use another --name")
     stages: list[dict[str, Any]] = []
     shared = replace(options, project=str(folder), exist_ok=True)
@@ -158,8 +176,7 @@ def run_chain(options: TrainOptions, assistants: Sequence[Assistant]) -> Path:
     stages.append({"stage": "student", "teacher": shared.teacher_weights, "weights": str(best), "AP": ap})
     if world.is_main:
         _write(record, plan, stages)
-    LOGGER.info("\n" + describe_chain(stages))
-    return folder
+    return stages
 
 
 def _assistant_stage(stage: TrainOptions, assistant: Assistant) -> dict[str, Any]:
@@ -177,13 +194,13 @@ def _assistant_stage(stage: TrainOptions, assistant: Assistant) -> dict[str, Any
 
 def _train_stage(stage: TrainOptions, distil: bool) -> tuple[Path, float]:
     """Trains one stage, or goes on with it, unless it is finished already; its best weights and their AP."""
-    weights = Path(stage.project) / stage.name / "weights"
-    best, last = weights / "best.pt", weights / "last.pt"
-    if best.is_file() and last.is_file():
-        if load_checkpoint(last).training:
-            run_training(stage, resume=str(last), distil=distil)
-        else:
-            LOGGER.info(f"already trained: {best}")
+    folder = Path(stage.project) / stage.name
+    best, last = folder / "weights" / "best.pt", folder / "weights" / "last.pt"
+    state = run_state(folder) if best.is_file() else "empty"
+    if state == "finished":
+        LOGGER.info(f"already trained: {best}")
+    elif state in ("interrupted", "evaluating"):
+        run_training(stage, resume=str(last), distil=distil)
     else:
         run_training(stage, distil=distil)
     return best, _recorded_ap(best)

@@ -14,6 +14,8 @@ import torch
 from engine.upstream import MAX_DEPTH
 from utils.errors import UserError
 from utils.paths import replacing
+from utils.text import shown
+from utils.processes import Terminated, causes
 
 FORMAT = "yolo-distill"
 FORMAT_VERSION = 1
@@ -52,12 +54,20 @@ def write_archive(path: Path, content: Any, pickle_module: Any = pickle) -> None
             stream.flush()
             os.fsync(stream.fileno())  # or a power cut could leave neither the old file nor the new one
     except (OSError, RuntimeError) as error:  # PyTorch makes a RuntimeError of a full disk's OSError
+        _raise_interruption(error)
         cause = error if isinstance(error, OSError) else error.__context__
         reason = getattr(cause, "strerror", None) or str(error).splitlines()[0]
         raise UserError(
             f"checkpoint {str(path)!r} cannot be written: {reason}; free disk space or choose another --project "
             "(an earlier file of that name is unchanged)"
         ) from error
+
+
+def _raise_interruption(error: BaseException) -> None:
+    """Raises what came in between, a signal or the end of a loader process, which is no fault of the file's."""
+    for each in causes(error):
+        if isinstance(each, KeyboardInterrupt | Terminated) or "DataLoader worker" in str(each):
+            raise each
 
 
 def _storable(value: Any, key: str, parents: tuple[int, ...]) -> Any:
@@ -68,16 +78,16 @@ def _storable(value: Any, key: str, parents: tuple[int, ...]) -> Any:
         tensor = value.detach().cpu()
         return tensor.clone() if tensor.untyped_storage().nbytes() > tensor.numel() * tensor.element_size() else tensor
     if id(value) in parents or len(parents) > MAX_DEPTH:
-        raise UserError(f"checkpoint entry {key[:80]!r} contains itself, or is nested too deeply; store plain values")
+        raise UserError(f"checkpoint entry {shown(key)} contains itself, or is nested too deeply; store plain values")
     parents = (*parents, id(value))
     if type(value) in (dict, OrderedDict):
         for name in value:
             if type(name) not in (str, int, float, bool):
                 raise UserError(
-                    f"checkpoint entry {key!r} has the key {name!r} of type {type(name).__name__}; use text"
+                    f"checkpoint entry {shown(key)} has the key {shown(name)} of type {type(name).__name__}; use text"
                 )
         return {name: _storable(item, f"{key}.{name}" if key else str(name), parents) for name, item in value.items()}
     if type(value) in (list, tuple):
         return type(value)(_storable(item, f"{key}[{i}]", parents) for i, item in enumerate(value))
     kind = f"{type(value).__module__}.{type(value).__name__}"
-    raise UserError(f"checkpoint entry {key!r} is a {kind}; only tensors and plain values are stored")
+    raise UserError(f"checkpoint entry {shown(key)} is a {kind}; only tensors and plain values are stored")

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import shlex
-import subprocess
+import signal
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,12 +16,14 @@ from typing import Any
 
 import yaml
 
-from engine.checkpoint import load_checkpoint
 from engine.config import read_hyp
 from engine.experiment import Experiment, check_files, merged_values
+from engine.state import run_state
 from utils.errors import UserError
+from utils.folders import output_folder
 from utils.logging import LOGGER
-from utils.paths import existing_file, file_hash, replacing
+from utils.paths import existing_file, file_hash, read_record, replacing, run_path
+from utils.processes import advise, run_child
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -100,6 +102,8 @@ def merged_hyp(experiment: Experiment, settings: Mapping[str, Any], path: Path) 
 def train_one(experiment: Experiment, folder: Path, name: str, words: list[str]) -> Path:
     """Trains one model unless its finished run folder is there already; an interrupted one is resumed.
 
+    The training ends with this process, even where this one is killed.
+
     Returns:
         Path of its best.pt.
     """
@@ -114,33 +118,46 @@ def train_one(experiment: Experiment, folder: Path, name: str, words: list[str])
     done, started = run / "done.json", run / "started.json"
     best, last = run / "weights" / "best.pt", run / "weights" / "last.pt"
     if done.is_file() and best.is_file():
-        if same_training(json.loads(done.read_text()), identity):
+        if same_training(read_record(done), identity):
             LOGGER.info(f"already trained: {best}")
             return best
         raise UserError(f"{run} holds a model trained in another way; remove that folder, or use another --name")
-    command = [*words, "--project", str(folder), "--name", name, "--exist-ok"]
-    if (
-        last.is_file()
-        and started.is_file()
-        and same_training(json.loads(started.read_text()), identity)
-        and load_checkpoint(last).training
-    ):
-        command = [words[0], "--resume", str(last)]
-    run.mkdir(parents=True, exist_ok=True)
-    with replacing(started) as stream:
-        json.dump(identity, stream, indent=2)
-    LOGGER.info("$ " + shlex.join(["python", *command]))
-    sys.stdout.flush()
-    if subprocess.run([sys.executable, str(ROOT / command[0]), *command[1:]]).returncode:
-        raise UserError(f"the training of {name} failed; its messages are above")
+    same = started.is_file() and same_training(read_record(started), identity)
+    state = run_state(run) if same else "empty"
+    if state == "finished" and best.is_file():  # killed between its end and the note of it
+        LOGGER.info(f"already trained: {best}")
+    else:
+        if state in ("interrupted", "evaluating"):
+            command = [words[0], "--resume", str(last)]
+        else:
+            command = [*words, "--project", str(folder), "--name", name, "--exist-ok"]
+            for path in (last, best):  # of another training, which must not be taken for this one later
+                path.unlink(missing_ok=True)
+        run.mkdir(parents=True, exist_ok=True)
+        with replacing(started) as stream:
+            json.dump(identity, stream, indent=2)
+        LOGGER.info("$ " + shlex.join(["python", *command]))
+        check_ending(name, run_child([sys.executable, str(ROOT / command[0]), *command[1:]]))
     with replacing(done) as stream:
         json.dump(identity, stream, indent=2)
     return best
 
 
+def check_ending(name: str, code: int) -> None:
+    """Raises the UserError of a training that did not end well."""
+    if code == -getattr(signal, "SIGKILL", 9):
+        raise UserError(
+            f"the training of {name} was killed, most likely because the memory is full; the same command goes on from "
+            "its last epoch, with smaller `workers:` or `batch_size:` if it happens again"
+        )
+    if code:
+        raise UserError(f"the training of {name} failed; its messages are above. The same command goes on from there")
+
+
 def same_training(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
     """Whether two identities are of the same training, wherever and by however many workers it is done."""
-    return one["inputs"] == other["inputs"] and _essential(one["command"]) == _essential(other["command"])
+    commands = [_essential(each.get("command") or ()) for each in (one, other)]
+    return one.get("inputs") == other.get("inputs") and commands[0] == commands[1]
 
 
 def _essential(words: Sequence[str]) -> list[str]:
@@ -153,16 +170,23 @@ def run_experiment(experiment: Experiment, project: str) -> Path:
 
     Returns:
         The experiment's folder, with report.md, report.json and pictures/.
+
+    Raises:
+        UserError: a training failed, or the experiment is already running.
     """
     from engine.comparison import draw_pictures, evaluate_runs, write_report
 
     check_files(experiment)
-    folder = Path(project) / experiment.name
-    folder.mkdir(parents=True, exist_ok=True)
-    runs = train_all(experiment, folder)
-    rows = evaluate_runs(experiment, runs)
-    text = write_report(experiment, rows, folder)
-    pictures = draw_pictures(experiment, runs, folder) if experiment.pictures else None
+    path = run_path(project, experiment.name)
+    with output_folder(path, exist_ok=True) as folder:
+        try:
+            runs = train_all(experiment, folder)
+            rows = evaluate_runs(experiment, runs)
+            text = write_report(experiment, rows, folder)
+            pictures = draw_pictures(experiment, runs, folder) if experiment.pictures else None
+        except BaseException as error:
+            advise(error, "the same command goes on from here")
+            raise
     LOGGER.info("\n" + text)
     LOGGER.info(f"report: {folder / 'report.md'}")
     if pictures:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,20 +13,25 @@ import numpy as np
 import torch
 from torch import nn
 
+from data.config import load_class_names
 from data.sources import Source, open_source
 from engine.build import rounded_size
-from engine.ensemble import fixed_input, load_detector
+from engine.ensemble import fixed_input, load_detector, with_names
 from engine.exported import existing_weights
 from engine.predict_output import Display, OutputOptions, ResultWriter
-from engine.upstream import class_names
 from utils.boxes import scale_boxes
+from utils.cli import MOST_BOXES, check_pixels, check_range
 from utils.device import Timer, select_device
 from utils.errors import UsageError, UserError
+from utils.folders import output_folder
 from utils.letterbox import letterbox
 from utils.logging import LOGGER, progress
+from utils.names import MAX_NAME, distinct_names
 from utils.nms import non_max_suppression
-from utils.paths import increment_path
-from utils.yaml_io import load_yaml
+from utils.paths import run_path
+from utils.text import printable
+
+MOST_THICKNESS = 1000  # pixels of a line; OpenCV draws no thicker ones than 32767
 
 
 @dataclass(frozen=True)
@@ -72,14 +78,17 @@ class PredictOptions:
 
     def __post_init__(self) -> None:
         """Refuses values out of their range with a UsageError."""
-        for flag, value in (("--conf-thres", self.conf_thres), ("--iou-thres", self.iou_thres)):
-            if not 0 <= value <= 1:
-                raise UsageError(f"{flag} must be from 0 to 1, got {value}")
-        if len(self.img_size) not in (1, 2) or min(self.img_size) < 32:
-            raise UsageError(f"--img-size takes a side or height and width, at least 32 pixels; got {self.img_size}")
-        for flag, value in (("--max-det", self.max_det), ("--vid-stride", self.vid_stride)):
-            if value < 1:
-                raise UsageError(f"{flag} must be at least 1, got {value}")
+        check_range("--conf-thres", self.conf_thres, 0, 1)
+        check_range("--iou-thres", self.iou_thres, 0, 1)
+        if len(self.img_size) not in (1, 2):
+            raise UsageError(f"--img-size takes a side or height and width; got {len(self.img_size)} numbers")
+        for side in self.img_size:
+            check_pixels("--img-size", side)
+        check_range("--max-det", self.max_det, 1, MOST_BOXES)
+        check_range("--vid-stride", self.vid_stride, 1, 10**9)
+        if self.output.line_thickness is not None:
+            check_range("--line-thickness", self.output.line_thickness, 1, MOST_THICKNESS)
+        run_path(self.project, self.name)
 
 
 @dataclass(frozen=True)
@@ -89,7 +98,7 @@ class PredictResult:
     Attributes:
         folder: the run folder; None when nothing is written.
         num_images: images and frames.
-        counts: class name -> number of detections.
+        counts: class name -> number of detections; names that stand twice have their index behind.
         speed: milliseconds an image of the steps preprocess, inference and nms.
         skipped: files that could not be read.
     """
@@ -192,7 +201,9 @@ def run_predict(options: PredictOptions) -> PredictResult:
         device = select_device(options.device)
         given = _names_of(options.data)
         model = load_detector(options.weights, device, options.augment, given)
-        names = _checked_names(options.data, given, model)
+        if given is not None:
+            model = _renamed(model, given, options)
+        names = list(model.names) if given is None else given
         predictor = _predictor(options, model, device)
         return _detect(options, source, predictor, names)
     finally:
@@ -225,34 +236,41 @@ def _names_of(data: str) -> list[str] | None:
     """The class names of a data set yaml, None without one."""
     if not data:
         return None
-    names = load_yaml(data, "data file").get("names")
-    if not isinstance(names, list | dict):
-        raise UserError(f"--data {data} has no list of names; name the data set of this model")
-    return class_names(names, len(names))
+    return list(load_class_names(data))
 
 
-def _checked_names(data: str, given: list[str] | None, model: Any) -> list[str]:
-    """The names of the data set's yaml, or the model's own without one."""
-    if given is not None and len(given) != model.nc:
-        found = f"--data {data} has {len(given)} names, but the model has {model.nc} classes"
+def _renamed(model: Any, given: list[str], options: PredictOptions) -> Any:
+    """The model with the names of a data set's yaml, and in their order."""
+    if len(given) != model.nc:
+        found = f"--data {options.data} has {len(given)} names, but the model has {model.nc} classes"
         raise UserError(f"{found}; name the data set of this model")
-    return given or list(model.names)
+    return with_names(model, given, f"--data {options.data}", f"--weights {options.weights[0]}")
 
 
 def _detect(options: PredictOptions, source: Source, predictor: Predictor, names: Sequence[str]) -> PredictResult:
     """Takes every frame from the source through the predictor to the files and the display."""
-    folder = None
-    if options.output.writes_anything:
-        folder = increment_path(Path(options.project) / options.name, options.exist_ok)
-    writer = ResultWriter(folder, options.output, names)
+    with ExitStack() as stack:
+        folder = None
+        if options.output.writes_anything:
+            folder = stack.enter_context(output_folder(run_path(options.project, options.name), options.exist_ok))
+        result = _write_results(options, source, predictor, names, folder)
+    LOGGER.info(summarize(result))
+    return result
+
+
+def _write_results(
+    options: PredictOptions, source: Source, predictor: Predictor, names: Sequence[str], folder: Path | None
+) -> PredictResult:
+    writer = ResultWriter(folder, options.output, names, source.paths)
     display = Display.open() if options.view_img else None
     counts: Counter[str] = Counter()
+    keys = distinct_names(names)
     try:
         with progress(source, total=source.total, desc="detecting") as frames:
             for frame in frames:
                 found = predictor(frame.image).numpy()
                 found[:, :4] = found[:, :4].round()  # upstream writes and draws whole pixels
-                counts.update(names[int(index)] for index in found[:, 5])
+                counts.update(keys[int(index)] for index in found[:, 5])
                 drawn = writer.write(frame, found, draw=display is not None)
                 if display and drawn is not None and not display.show(frame, drawn):
                     break
@@ -260,14 +278,13 @@ def _detect(options: PredictOptions, source: Source, predictor: Predictor, names
         writer.close()
         if display:
             display.close()
-    result = PredictResult(folder, predictor.num_images, dict(counts), predictor.speed, tuple(source.skipped))
-    LOGGER.info(summarize(result))
-    return result
+    return PredictResult(folder, predictor.num_images, dict(counts), predictor.speed, tuple(source.skipped))
 
 
 def summarize(result: PredictResult) -> str:
     """One line: how much was seen, what was found, how fast, and where it is."""
-    found = ", ".join(f"{count} x {name}" for name, count in sorted(result.counts.items(), key=lambda item: -item[1]))
+    ordered = sorted(result.counts.items(), key=lambda item: -item[1])
+    found = ", ".join(f"{count} x {printable(name, MAX_NAME)}" for name, count in ordered)
     speed = ", ".join(f"{step} {milliseconds:.1f}" for step, milliseconds in result.speed.items())
     parts = [f"{result.num_images} images: {found or 'nothing found'}", f"ms an image: {speed}"]
     if result.skipped:

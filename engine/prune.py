@@ -16,14 +16,15 @@ from engine.distributed import announced_world
 from engine.prune_bench import Workbench
 from engine.prune_config import PruneOptions, check_options
 from engine.runfolder import RunFolder
-from engine.state import model_entry
+from engine.state import model_entry, run_state
 from engine.train import run_training
 from models.yolo import Model
 from pruning import LayerWidths, prune
 from pruning.batchnorm import reestimate_batchnorm
 from utils.errors import UsageError, UserError
 from utils.logging import LOGGER, setup_logging
-from utils.paths import existing_file, file_hash, replacing
+from utils.paths import existing_file, file_hash, read_record, replacing
+from utils.processes import advise
 from utils.yaml_io import load_yaml
 
 PLACE_FLAGS = ("device", "workers", "cache", "exist_ok", "noplots")  # change nothing about what a training gives
@@ -60,7 +61,13 @@ def run_prune(options: PruneOptions) -> Path:
     run.write_manifest({"weights": training.weights, "sha256": file_hash(training.weights)})
     LOGGER.info(f"folder: {run.path}")
     bench = Workbench(options, run.path, checkpoint)
-    STAGE_FUNCTIONS[options.stage](bench)
+    try:
+        STAGE_FUNCTIONS[options.stage](bench)
+    except BaseException as error:
+        advise(error, f"the same command with --name {run.path.name} --exist-ok goes on from here")
+        raise
+    finally:
+        run.release()
     LOGGER.info(f"results: {run.path}")
     return run.path
 
@@ -165,9 +172,10 @@ def run_stage(
     )
     folder = bench.folder / name
     last, best = folder / "weights" / "last.pt", folder / "weights" / "best.pt"
-    if last.is_file():
+    state = run_state(folder)
+    if state != "empty":
         _check_same(folder, training)
-        if not load_checkpoint(last).training:
+        if state == "finished" and best.is_file():
             LOGGER.info(f"already trained: {best}")
             return best
         LOGGER.info(f"[{name}] goes on")
@@ -215,8 +223,8 @@ def cut_model(bench: Workbench, weights: Path, target: float, folder: Path) -> d
     identity = {"settings": settings, "source": {"path": str(weights), "sha256": file_hash(weights)}}
     file, facts_file = folder / "pruned.pt", folder / "cut.json"
     if file.is_file() and facts_file.is_file():
-        facts = json.loads(facts_file.read_text())
-        if {key: facts[key] for key in identity} != identity:
+        facts = read_record(facts_file)
+        if {key: facts.get(key) for key in identity} != identity:
             raise UserError(f"{folder} holds a model pruned in another way; remove that folder, or use another --name")
         LOGGER.info(f"already pruned: {file}")
         return facts

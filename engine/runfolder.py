@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import csv
+import itertools
 import json
+import os
 import platform
+import re
 import shlex
 import subprocess
 import sys
@@ -15,10 +18,14 @@ from typing import Any
 
 import yaml
 
+from utils.folders import FolderLock, claim_folder, remove_run_drafts
 from utils.logging import LOGGER
-from utils.paths import increment_path, replacing
+from utils.paths import replacing, run_path
+from utils.processes import is_watched
+from utils.text import printable
 
 ROOT = Path(__file__).resolve().parents[1]
+ORPHAN_SECONDS = 10
 
 
 class RunFolder:
@@ -32,6 +39,7 @@ class RunFolder:
     def __init__(self, path: Path, active: bool = True) -> None:
         self.path = path
         self.active = active
+        self._lock: FolderLock | None = None
         self.weights = path / "weights"
         self.last = self.weights / "last.pt"
         self.best = self.weights / "best.pt"
@@ -40,8 +48,24 @@ class RunFolder:
 
     @classmethod
     def create(cls, project: str, name: str, exist_ok: bool, active: bool = True) -> RunFolder:
-        """A new folder below `project`, numbered when `name` is taken."""
-        return cls(increment_path(Path(project) / name, exist_ok), active)
+        """A new folder below `project`, numbered when `name` is taken, and locked until `release` or the process's end.
+
+        Raises:
+            UserError: another process is writing into that very folder (with `exist_ok`).
+        """
+        path = run_path(project, name)
+        if not active:
+            return cls(path, active)
+        run = cls(claim_folder(path, exist_ok))
+        # What else holds the folder of a comparison's training is one of a killed comparison, which ends by itself.
+        run._lock = FolderLock(run.path, patience=ORPHAN_SECONDS if is_watched() else 0)
+        remove_run_drafts(run.path)
+        return run
+
+    def release(self) -> None:
+        """Lets other processes write into the folder."""
+        if self._lock:
+            self._lock.release()
 
     def write_yaml(self, name: str, content: Mapping[str, Any]) -> None:
         """Writes a mapping as yaml, in its own order."""
@@ -78,20 +102,69 @@ class ResultsTable:
 
     The file is written anew with each row, because a term may appear later than the first epoch
     (a distillation that starts after a warm-up), and because a resumed run must drop the rows of an
-    epoch that was never finished.
+    epoch that was never finished. Whatever becomes of the file, the training goes on.
     """
+
+    MAX_BYTES = 1 << 26
+    """More than the table of any training; a larger file is not read."""
 
     def __init__(self, path: Path, active: bool = True) -> None:
         self.path = path
         self.active = active
         self.rows: list[dict[str, Any]] = []
+        self._told = False
 
     def resume(self, start_epoch: int) -> None:
-        """Keeps the rows of the epochs before `start_epoch`."""
-        if self.path.is_file():
-            with open(self.path, newline="") as stream:
-                rows = [{k.strip(): v.strip() for k, v in row.items()} for row in csv.DictReader(stream)]
-            self.rows = [row for row in rows if int(row["epoch"]) < start_epoch]
+        """Keeps the rows of the epochs before `start_epoch`; sets a damaged file aside and says which rows are lost."""
+        if not self.active:
+            return
+        rows, damage = self._read()
+        self.rows = [rows[epoch] for epoch in sorted(rows) if epoch < start_epoch]
+        lost = [epoch + 1 for epoch in range(start_epoch) if epoch not in rows]
+        if not damage and not lost:
+            return
+        told = f"warning: {self.path} {damage or 'lacks epochs'}"
+        if lost:
+            told += f"; {len(lost)} of {start_epoch} rows are lost, first that of epoch {lost[0]}"
+        if damage:
+            told += self._set_aside()
+        LOGGER.warning(f"{told}; the training itself goes on unchanged")
+
+    def _read(self) -> tuple[dict[int, dict[str, Any]], str]:
+        """The rows that can be used by their epoch, and what is wrong with the file."""
+        if not os.path.lexists(self.path):
+            return {}, ""
+        if not self.path.is_file():
+            return {}, "is not a file"
+        try:
+            if self.path.stat().st_size > self.MAX_BYTES:
+                return {}, "is too large for a table of epochs"
+            text = self.path.read_bytes().decode("utf-8-sig", errors="replace")
+        except OSError as error:
+            return {}, f"cannot be read ({error.strerror})"
+        lines = [line for line in re.split("\r?\n", text) if line.strip()]
+        columns = _cells(lines[0]) if lines else []
+        if columns.count("epoch") != 1 or len(set(columns)) < len(columns) or not lines[0].isprintable():
+            return {}, "is damaged: its first line is not that of a results table"
+        if not text.endswith("\n"):  # the last cell may be cut short, though a number still
+            lines[-1] = ""
+        rows: dict[int, dict[str, Any]] = {}
+        bad = 0
+        for line in lines[1:]:
+            row = _numbers(columns, _cells(line))
+            bad += row is None or int(row["epoch"]) in rows
+            if row:
+                rows[int(row["epoch"])] = row
+        return rows, f"is damaged: {bad} of its {len(lines) - 1} rows cannot be used" if bad else ""
+
+    def _set_aside(self) -> str:
+        names = (f"{self.path.name}.damaged{number if number > 1 else ''}" for number in itertools.count(1))
+        aside = next(path for name in names if not os.path.lexists(path := self.path.with_name(name)))
+        try:
+            os.replace(self.path, aside)
+        except OSError:
+            return ""
+        return f"; it is kept as {aside.name}"
 
     def add(self, row: Mapping[str, Any]) -> None:
         """Appends an epoch; floats are kept to six significant digits."""
@@ -99,37 +172,75 @@ class ResultsTable:
         if not self.active:
             return
         columns = list(dict.fromkeys(key for each in self.rows for key in each))
-        with replacing(self.path) as stream:
-            writer = csv.DictWriter(stream, columns, restval="", lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(self.rows)
+        try:
+            with replacing(self.path) as stream:
+                writer = csv.DictWriter(stream, columns, restval="", lineterminator="\n")
+                writer.writeheader()
+                writer.writerows(self.rows)
+        except OSError as error:  # the rows stay here, and are all written with the next epoch's
+            if not self._told:
+                LOGGER.warning(f"warning: {self.path} cannot be written ({error.strerror}); the training goes on")
+            self._told = True
+
+
+def _cells(line: str) -> list[str]:
+    """The cells of a line; of a damaged one too, where a lone quote would otherwise reach into the next lines."""
+    try:
+        return [cell.strip() for cell in next(csv.reader([line]), [])]
+    except csv.Error:
+        return []
+
+
+def _numbers(columns: list[str], cells: list[str]) -> dict[str, Any] | None:
+    """A row of a results table; None where it is cut short, has too many cells or holds something else than numbers."""
+    if len(cells) != len(columns):
+        return None
+    row: dict[str, Any] = dict(zip(columns, cells))
+    try:
+        for cell in row.values():
+            float(cell or 0)
+    except ValueError:
+        return None
+    return row if re.fullmatch(r"[0-9]{1,9}", row["epoch"]) else None
 
 
 class EventWriter:
-    """TensorBoard scalars; silent when the package is absent or the process is not the first."""
+    """TensorBoard scalars; silent in all processes but the first. Where they cannot be written the training goes on."""
 
     def __init__(self, path: Path, active: bool = True, purge_step: int | None = None) -> None:
         self.writer = None
         if active:
             try:
                 from torch.utils.tensorboard import SummaryWriter
+
+                self.writer = SummaryWriter(str(path), purge_step=purge_step)
             except ImportError:
                 LOGGER.info("TensorBoard is not installed: no event files (pip install tensorboard)")
-                return
-            self.writer = SummaryWriter(str(path), purge_step=purge_step)
+            except (OSError, AttributeError, TypeError) as error:  # the latter two: packages that do not fit it
+                self._give_up(error)
 
     def add(self, row: Mapping[str, Any], step: int) -> None:
         """Writes every number of a row under its own name."""
         if self.writer:
-            for name, value in row.items():
-                if isinstance(value, int | float) and name != "epoch":
-                    self.writer.add_scalar(name, value, step)
-            self.writer.flush()
+            try:
+                for name, value in row.items():
+                    if isinstance(value, int | float) and name != "epoch":
+                        self.writer.add_scalar(name, value, step)
+                self.writer.flush()
+            except OSError as error:
+                self._give_up(error)
 
     def close(self) -> None:
         """Flushes and closes the file."""
         if self.writer:
-            self.writer.close()
+            try:
+                self.writer.close()
+            except OSError as error:
+                self._give_up(error)
+
+    def _give_up(self, error: Exception) -> None:
+        LOGGER.warning(f"warning: no TensorBoard events ({printable(error, 120)}); the training goes on")
+        self.writer = None
 
 
 def environment() -> dict[str, Any]:

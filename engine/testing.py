@@ -14,15 +14,18 @@ import torch
 from data.config import DatasetConfig, ensure_dataset, load_dataset_config
 from data.labels import DatasetIndex, build_index
 from engine.build import rounded_size, validation_loader
-from engine.ensemble import fixed_input, load_detector
+from engine.ensemble import fixed_input, load_detector, with_names
 from engine.evaluate import EvalResult, Writer, evaluate
 from engine.exported import existing_weights
-from engine.writers import COCO_CATEGORIES, CocoWriter, LabelWriter
+from engine.writers import COCO_CATEGORIES, CocoWriter, LabelWriter, annotated_ids, image_ids
+from utils.cli import MOST_BOXES, MOST_IMAGES, MOST_PROCESSES, check_pixels, check_range
 from utils.coco_eval import CocoResult, evaluate_json, read_annotations
 from utils.device import select_device
 from utils.errors import UsageError, UserError
+from utils.folders import output_folder
 from utils.logging import LOGGER
-from utils.paths import existing_file, increment_path, replacing
+from utils.names import distinct_names
+from utils.paths import existing_file, replacing, run_path
 
 STUDY_SIZES = range(256, 1536 + 128, 128)
 MAX_CLASSES_LISTED = 50
@@ -79,8 +82,7 @@ class Tester:
             files: write the plots and files that the options ask for.
         """
         options = self.options
-        model = load_detector(weights, self.device, options.augment, self.config.names)
-        self._check_classes(model, weights)
+        model = self._in_our_order(load_detector(weights, self.device, options.augment, self.config.names), weights)
         stride = int(max(model.stride))
         fixed_hw = fixed_input(model)
         if fixed_hw and options.task == "study":
@@ -89,11 +91,10 @@ class Tester:
         loader = validation_loader(self.index, size, options.batch_size, options.workers, stride, fixed_hw)
         writers: list[Writer] = []
         coco_writer = self._coco_writer() if files else None
-        self.folder.mkdir(parents=True, exist_ok=True)  # not before: a mistake leaves no folder behind
         if coco_writer:
             writers.append(coco_writer)
         if files and (options.save_txt or options.save_hybrid):
-            writers.append(LabelWriter(self.folder / "labels", options.save_conf))
+            writers.append(LabelWriter(self.folder / "labels", options.save_conf, self._paths))
         result = evaluate(
             model, loader, names=self.config.names, device=self.device, conf_thres=options.conf_thres,
             iou_thres=options.iou_thres, max_det=options.max_det, half=options.half, augment=options.augment,
@@ -108,15 +109,21 @@ class Tester:
             self._write_summary(result, official, weights, size)
         return result
 
-    def _check_classes(self, model: Any, weights: tuple[str, ...]) -> None:
+    def _in_our_order(self, model: Any, weights: tuple[str, ...]) -> Any:
+        """The model with its classes in the data set's order.
+
+        Raises:
+            UserError: it has other classes.
+        """
         nc = self.config.nc
-        if model.nc != nc and not self.options.single_cls:
+        if self.options.single_cls:
+            return model
+        if model.nc != nc:
             raise UserError(
                 f"--weights {weights[0]} has {model.nc} classes, but {self.config.path} has {nc}; "
                 "use the data set that it was trained on"
             )
-        if not self.options.single_cls and tuple(model.names) != self.config.names:
-            LOGGER.warning(f"warning: the class names of {weights[0]} and of {self.config.path} differ")
+        return with_names(model, self.config.names, str(self.config.path), f"--weights {weights[0]}")
 
     def _annotation_file(self) -> Path | None:
         """--annotations, or COCO's own file beside the images of coco.yaml."""
@@ -134,8 +141,13 @@ class Tester:
         if not (self.options.save_json or is_coco or annotations):
             return None
         if annotations:
-            return CocoWriter(*read_annotations(annotations, self.config.names))
-        return CocoWriter(COCO_CATEGORIES if is_coco else range(self.config.nc))
+            categories, images = read_annotations(annotations, self.config.names)
+            return CocoWriter(categories, annotated_ids(self._paths, images, str(annotations)))
+        return CocoWriter(COCO_CATEGORIES if is_coco else range(self.config.nc), image_ids(self._paths))
+
+    @property
+    def _paths(self) -> list[str]:
+        return [record.path for record in self.index.records]
 
     def _finish_json(self, writer: CocoWriter, weights: tuple[str, ...]) -> CocoResult | None:
         """Writes the detections, and measures them against the annotation file where there is one."""
@@ -143,7 +155,9 @@ class Tester:
         writer.save(path)
         LOGGER.info(f"detections in COCO's format: {path}")
         annotations = self._annotation_file()
-        return evaluate_json(writer.records, annotations, writer.seen) if annotations else None
+        if not annotations:
+            return None
+        return evaluate_json(writer.records, annotations, writer.seen, self.options.single_cls)
 
     def _write_summary(
         self, result: EvalResult, official: CocoResult | None, weights: tuple[str, ...], size: int
@@ -152,7 +166,7 @@ class Tester:
         per_class = {
             name: {"labels": int(result.labels_per_class[i]), "AP": result.coco.per_class_ap[i],
                    "AP50": result.coco.per_class_ap50[i]}
-            for i, name in enumerate(result.names)
+            for i, name in enumerate(distinct_names(result.names))
         }  # fmt: skip
         summary = {
             "weights": list(weights), "data": str(self.config.path), "split": self.options.task, "img_size": size,
@@ -182,29 +196,27 @@ def run_test(options: TestOptions) -> list[EvalResult]:
         config.split(split), config.nc, single_class=options.single_cls, need_boxes=need_boxes, prefix=split
     )
     LOGGER.info(f"{split}: {index.summary()}")
-    folder = increment_path(Path(options.project) / options.name, options.exist_ok)
-    tester = Tester(options, config, index, device, folder)
-    if options.task == "speed":
-        results = [tester.measure((path,), options.img_size, files=False) for path in options.weights]
-    elif options.task == "study":
-        results = _study(tester)
-    else:
-        results = [tester.measure(options.weights, options.img_size)]
+    with output_folder(run_path(options.project, options.name), options.exist_ok) as folder:
+        tester = Tester(options, config, index, device, folder)
+        if options.task == "speed":
+            results = [tester.measure((path,), options.img_size, files=False) for path in options.weights]
+        elif options.task == "study":
+            results = _study(tester)
+        else:
+            results = [tester.measure(options.weights, options.img_size)]
     LOGGER.info(f"results: {folder}")
     return results
 
 
 def _check(options: TestOptions) -> None:
-    """Refuses numbers that cannot be meant."""
-    least = {"batch_size": 1, "img_size": 32, "max_det": 1, "workers": 0}
-    for name, limit in least.items():
-        value = getattr(options, name)
-        if value < limit:
-            raise UsageError(f"--{name.replace('_', '-')} {value}: expected a whole number of at least {limit}")
-    for name in ("conf_thres", "iou_thres"):
-        value = getattr(options, name)
-        if not 0 <= value <= 1:
-            raise UsageError(f"--{name.replace('_', '-')} {value}: expected a number from 0 to 1")
+    """Refuses numbers that cannot be meant, and a folder's name that is none."""
+    check_pixels("--img-size", options.img_size)
+    check_range("--batch-size", options.batch_size, 1, MOST_IMAGES)
+    check_range("--max-det", options.max_det, 1, MOST_BOXES)
+    check_range("--workers", options.workers, 0, MOST_PROCESSES)
+    check_range("--conf-thres", options.conf_thres, 0, 1)
+    check_range("--iou-thres", options.iou_thres, 0, 1)
+    run_path(options.project, options.name)
 
 
 def _study(tester: Tester) -> list[EvalResult]:

@@ -3,16 +3,29 @@
 from __future__ import annotations
 
 import argparse
-import errno
+import contextlib
+import io
+import math
+import os
+import signal
 import sys
 from collections.abc import Callable
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from utils.errors import UsageError, nearest
+from utils.explain import advice, explain
+from utils.processes import SignalsAsExceptions, Terminated, causes, end_with_parent, is_watched
+from utils.text import printable, shown
 
-DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-NOT_ALLOWED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR)
+BROKEN_PIPE = 128 + 13  # what a shell makes of SIGPIPE
 UNKNOWN_FLAGS = "unrecognized arguments: "
+MAX_MESSAGE = 400  # characters of argparse's own, which repeat what was given
+# The ranges that flags of the same meaning have in every program.
+LEAST_PIXELS, MOST_PIXELS = 32, 16384  # of an image's side; OpenCV draws and warps up to 32767
+MOST_IMAGES = 65536  # in a batch
+MOST_BOXES = 100_000  # of an image
+MOST_PROCESSES = 1024
+MOST_SEED = 2**32 - 1
 
 
 class CommandParser(argparse.ArgumentParser):
@@ -25,43 +38,86 @@ class CommandParser(argparse.ArgumentParser):
             flag = message.removeprefix(UNKNOWN_FLAGS).split()[0]
             guess = nearest(flag, self._option_string_actions)
             remedy = f"did you mean {guess}? ({remedy})" if guess else remedy
-        raise UsageError(f"{message}; {remedy}")
+        raise UsageError(f"{printable(message, MAX_MESSAGE)}; {remedy}")
+
+
+def check_range(flag: str, value: float, least: float, most: float = math.inf) -> None:
+    """Raises the UsageError of a number that a flag does not take; one that is no number (nan) among them."""
+    if not value >= least:
+        raise UsageError(f"{flag} must be at least {least}, got {shown(value)}")
+    if value > most:
+        raise UsageError(f"{flag} must be at most {most}, got {shown(value)}")
+
+
+def check_pixels(flag: str, value: int) -> None:
+    """Raises the UsageError of a side that no image has."""
+    if value < LEAST_PIXELS:
+        raise UsageError(f"{flag} must be at least {LEAST_PIXELS} pixels, got {shown(value)}")
+    if value > MOST_PIXELS:
+        raise UsageError(f"{flag} must be at most {MOST_PIXELS} pixels, got {shown(value)}")
 
 
 def run_command(main: Callable[[], int | None]) -> NoReturn:
     """Runs a command and ends the process with its exit code.
 
-    A mistake of the user's is one line on stderr; an unexpected exception keeps its traceback. The exit code is what
-    `main` returns, the error's own, 1 for a full disk or full memory, or 130 for an interruption.
+    A mistake of the user's is one line on stderr, and so is a signal or a full disk; an unexpected exception keeps its
+    traceback. The exit code is what `main` returns, the error's own, 1 for a full disk or full memory, or 128 and the
+    number of the signal: 130 for Ctrl-C, 143 for SIGTERM, 141 where nobody reads the output any more. A command that
+    another one has started by `run_child` ends with it.
 
     Args:
         main: the command; parses `sys.argv` itself and may return an exit code.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a name that the terminal's encoding lacks must not end a training
+            stream.reconfigure(errors="backslashreplace")
+    end_with_parent()
+    with SignalsAsExceptions():
+        sys.exit(_ending(main))
+
+
+def _ending(main: Callable[[], int | None]) -> Any:
+    """Runs a command; its exit code. Raises what keeps its traceback."""
     try:
-        code = main() or 0
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        code = 130
-    except Exception as error:
-        line = _explain(error)
-        if not line:
+        try:
+            return main() or 0
+        finally:
+            if sys.stdout:
+                sys.stdout.flush()  # not left to the interpreter, which would end in a traceback
+    except SystemExit as error:  # --help
+        return error.code
+    except BaseException as error:
+        code = _report(error)
+        if code is None:
             raise
-        print(f"error: {line}", file=sys.stderr)
-        code = getattr(error, "exit_code", 1)
-    sys.exit(code)
+        return code
 
 
-def _explain(error: Exception) -> str:
-    """One line for the user; empty for an error that is not the user's to mend."""
-    if hasattr(error, "exit_code"):  # a UserError, or the error of a package that imports nothing of ours
-        return str(error)
-    if isinstance(error, OSError) and error.errno in DISK_FULL:
-        where = f" while writing {error.filename}" if error.filename else ""
-        return f"the disk is full{where}; free some space, or write elsewhere with --project"
-    if isinstance(error, OSError) and error.errno in NOT_ALLOWED and error.filename:
-        return f"cannot use {str(error.filename)!r}: {error.strerror}; choose another place or change its rights"
-    if type(error).__name__ == "OutOfMemoryError":
-        return "the GPU's memory is full; lower --batch-size or --img-size, or use another --device"
-    if isinstance(error, MemoryError) or "DefaultCPUAllocator" in str(error):
-        return "the memory is full; lower --batch-size, --img-size or --workers"
-    return ""
+def _report(error: BaseException) -> int | None:
+    """Says in one line why a command ends; the exit code, or None for an error that keeps its traceback."""
+    for each in causes(error):
+        if isinstance(each, KeyboardInterrupt | Terminated):
+            signum = signal.SIGINT if isinstance(each, KeyboardInterrupt) else each.signum
+            name = "interrupted" if signum == signal.SIGINT else f"ended by {signal.Signals(signum).name}"
+            first = os.environ.get("RANK", "0") == "0"  # of the processes of torchrun, which all are told
+            if first:
+                _complain(name if is_watched() else name + advice(error))
+            return 128 + int(signum)
+    if isinstance(error, BrokenPipeError):  # `... | head` has seen enough
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(OSError, ValueError):
+                os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+        return BROKEN_PIPE
+    line = explain(error)
+    if not line:
+        return None
+    _complain(f"error: {line}")
+    return int(getattr(error, "exit_code", 1))
+
+
+def _complain(line: str) -> None:
+    """Prints a line to stderr, below a progress bar that may stand there."""
+    with contextlib.suppress(OSError, ValueError, AttributeError):  # nobody reads it
+        sys.stdout.flush()
+    with contextlib.suppress(OSError, ValueError):
+        print(printable(line), file=sys.stderr, flush=True)

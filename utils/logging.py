@@ -9,14 +9,35 @@ from typing import Any
 
 from tqdm import tqdm
 
+from utils.text import terminal_text
+
 LOGGER = logging.getLogger("yolo-distill")
+
+
+class TerminalFormatter(logging.Formatter):
+    """The bare message. Control characters that came into it with a file's content do not reach the terminal."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The message with `?` for control characters; line breaks and tabs stay."""
+        text = super().format(record)
+        return terminal_text(text)
+
+
+class OutputHandler(logging.StreamHandler):  # type: ignore[type-arg]
+    """Writes lines; where they cannot be written the command ends, instead of a traceback for every line."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        """Passes an error of the stream on, such as that of a pipe that nobody reads any more."""
+        if isinstance(sys.exc_info()[1], OSError):
+            raise
+        super().handleError(record)
 
 
 def setup_logging(rank: int = -1) -> None:
     """Prints INFO lines of the first process (rank -1 or 0) to stdout, and only errors of the others."""
     LOGGER.handlers.clear()
-    handler = logging.StreamHandler(sys.stdout)
-    handler.setFormatter(logging.Formatter("%(message)s"))
+    handler = OutputHandler(sys.stdout)
+    handler.setFormatter(TerminalFormatter("%(message)s"))
     LOGGER.addHandler(handler)
     LOGGER.setLevel(logging.INFO if rank in (-1, 0) else logging.ERROR)
     LOGGER.propagate = False

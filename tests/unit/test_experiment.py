@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -130,11 +129,11 @@ class FakeTraining:
     def __init__(self, monkeypatch: pytest.MonkeyPatch, code: int = 0) -> None:
         self.commands: list[list[str]] = []
         self.code = code
-        monkeypatch.setattr(compare.subprocess, "run", self)
-        monkeypatch.setattr(compare, "load_checkpoint", lambda path: self)
-        self.training: dict[str, Any] = {}
+        monkeypatch.setattr(compare, "run_child", self)
+        monkeypatch.setattr(compare, "run_state", lambda folder: self.state)
+        self.state = "empty"
 
-    def __call__(self, command: list[str], **_: Any) -> subprocess.CompletedProcess[str]:
+    def __call__(self, command: list[str]) -> int:
         assert all(isinstance(word, str) for word in command) and command[0] == sys.executable
         self.commands.append([Path(command[1]).name, *command[2:]])
         if "--resume" in command:
@@ -145,7 +144,7 @@ class FakeTraining:
         (weights / "last.pt").write_bytes(b"last")
         if not self.code:
             (weights / "best.pt").write_bytes(b"best")
-        return subprocess.CompletedProcess(command, self.code)
+        return self.code
 
     def flag(self, name: str) -> str:
         return self.commands[-1][self.commands[-1].index(name) + 1]
@@ -195,28 +194,54 @@ def test_a_finished_training_is_not_repeated(tmp_path: Path, monkeypatch: pytest
             train_one(tried, tmp_path, "arm", other)
 
 
-def test_an_interrupted_training_is_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("state", ["interrupted", "evaluating"])
+def test_an_interrupted_training_is_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, state: str) -> None:
     failing = FakeTraining(monkeypatch, code=1)
     words, tried = ["train.py", "--epochs", "3"], experiment(tmp_path)
     with pytest.raises(UserError, match="the training of arm failed"):
         train_one(tried, tmp_path, "arm", words)
     assert not (tmp_path / "arm/done.json").exists() and "--exist-ok" in failing.commands[0]
     fake = FakeTraining(monkeypatch)
-    fake.training = {"epoch": 1}
+    fake.state = state
     train_one(tried, tmp_path, "arm", words)
     assert fake.commands == [["train.py", "--resume", str(tmp_path / "arm/weights/last.pt")]]
 
 
-@pytest.mark.parametrize("reason", ["other words", "a finished file"])
-def test_what_cannot_be_resumed_begins_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reason: str) -> None:
+def test_a_training_that_ended_unnoticed_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    FakeTraining(monkeypatch, code=-9)
+    words, tried = ["train.py", "--epochs", "3"], experiment(tmp_path)
+    with pytest.raises(UserError, match="was killed, most likely because the memory is full; the same command goes on"):
+        train_one(tried, tmp_path, "arm", words)
+    best = tmp_path / "arm/weights/best.pt"
+    best.write_bytes(b"best")
+    fake = FakeTraining(monkeypatch)
+    fake.state = "finished"
+    assert train_one(tried, tmp_path, "arm", words) == best
+    assert not fake.commands and (tmp_path / "arm/done.json").exists()
+
+
+@pytest.mark.parametrize("state", ["interrupted", "evaluating", "finished"])
+def test_another_training_begins_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, state: str) -> None:
     FakeTraining(monkeypatch, code=1)
     tried = experiment(tmp_path)
     with pytest.raises(UserError):
         train_one(tried, tmp_path, "arm", ["train.py", "--epochs", "3"])
+    last = tmp_path / "arm/weights/last.pt"
     fake = FakeTraining(monkeypatch)
-    fake.training = {} if reason == "a finished file" else {"epoch": 1}
-    train_one(tried, tmp_path, "arm", ["train.py", "--epochs", "3" if reason == "a finished file" else "4"])
-    assert "--resume" not in fake.commands[0]
+    fake.state = state
+    monkeypatch.setattr(compare, "run_child", lambda command: fake(command) if not last.exists() else 99)
+    train_one(tried, tmp_path, "arm", ["train.py", "--epochs", "4"])
+    assert "--resume" not in fake.commands[0], "a last.pt of other options must not be there to be resumed later"
+
+
+def test_a_damaged_note_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    FakeTraining(monkeypatch, code=1)
+    with pytest.raises(UserError, match="failed"):
+        train_one(experiment(tmp_path), tmp_path, "arm", ["train.py"])
+    for content in ("{", "[]", "\xff"):
+        (tmp_path / "arm/started.json").write_text(content, encoding="latin-1")
+        with pytest.raises(UserError, match=r"started.json' is damaged.*remove it"):
+            train_one(experiment(tmp_path), tmp_path, "arm", ["train.py"])
 
 
 # The report
