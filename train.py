@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from engine.arguments import training_options, training_parser
+from engine.arguments import given_flags, training_options, training_parser
 from utils.cli import run_command
 
 
 def main() -> None:
     """Parses the flags and trains."""
-    namespace = training_parser(str(__doc__), hyp="hyp/scratch-low.yaml", project="runs/train").parse_args()
+    parser = training_parser(str(__doc__), hyp="hyp/scratch-low.yaml", project="runs/train")
+    namespace = parser.parse_args()
     from engine.config import TrainOptions
     from engine.train import run_training
 
-    run_training(TrainOptions(**training_options(namespace)), resume=namespace.resume)
+    options = TrainOptions(**training_options(namespace))
+    run_training(options, resume=namespace.resume, given=given_flags(parser))
 
 
 if __name__ == "__main__":

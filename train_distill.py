@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from engine.arguments import add_distillation, training_options, training_parser
+from engine.arguments import add_distillation, given_flags, refuse_beside_resume, training_options, training_parser
 from utils.cli import run_command
 
 
@@ -16,6 +16,7 @@ def main() -> None:
     from engine.config import TrainOptions
 
     options = TrainOptions(**training_options(namespace))
+    refuse_beside_resume(namespace)
     if namespace.list_layers:
         from engine.layers import list_layers
 
@@ -31,7 +32,7 @@ def main() -> None:
         return
     from engine.train import run_training
 
-    run_training(options, resume=namespace.resume, distil=True)
+    run_training(options, resume=namespace.resume, distil=True, given=given_flags(parser))
 
 
 if __name__ == "__main__":

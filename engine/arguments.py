@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from typing import Any
 
 from utils.cli import (
@@ -33,7 +34,8 @@ NOT_BUILT_IN = {
     "--upload_dataset": "Weights & Biases is not built in; every run writes TensorBoard events",
     "--bbox_interval": "Weights & Biases is not built in; every run writes TensorBoard events",
     "--artifact_alias": "Weights & Biases is not built in; every run writes TensorBoard events",
-    "--v5-metric": "the best epoch is always chosen by COCO's AP; test.py has --v5-metric",
+    "--v5-metric": "the best epoch is always chosen by fitness, 0.1 AP50 + 0.9 AP of COCO's evaluation; "
+    "test.py has --v5-metric",
     "--quad": "quad batches are not built in; use --multi-scale or a larger --img-size",
 }
 
@@ -72,7 +74,14 @@ def _add_inputs(parser: argparse.ArgumentParser, hyp: str) -> None:
     add("--cfg", default="", help="architecture yaml; without it, that of --weights")
     add("--data", default="data/coco.yaml", help="data set yaml")
     add("--hyp", default=hyp, help="hyper-parameter yaml")
-    add("--resume", nargs="?", const=True, default=False, metavar="LAST.PT", help="continue an interrupted run")
+    add(
+        "--resume",
+        nargs="?",
+        const=True,
+        default=False,
+        metavar="LAST.PT",
+        help="continue an interrupted run exactly; with --epochs N, train a finished one for longer",
+    )
     add("--device", default="", help="cpu, 0, or cuda:0; the first GPU when there is one")
     add("--local_rank", "--local-rank", type=int, default=-1, help="set by launchers; torchrun's environment counts")
 
@@ -104,7 +113,7 @@ def _add_optimisation(parser: argparse.ArgumentParser) -> None:
     add("--noautoanchor", action="store_true", help="keep the anchors as they are")
     add("--compile", action="store_true", help="run the training pass through torch.compile")
     add("--sync-bn", action="store_true", help="BatchNorm statistics over all GPUs")
-    add("--patience", type=int, default=100, help="epochs without improvement before stopping; 0: never")
+    add("--patience", type=int, default=100, help="stop after so many epochs without a higher fitness; 0: never")
 
 
 def _add_outputs(parser: argparse.ArgumentParser, project: str) -> None:
@@ -135,6 +144,34 @@ def add_distillation(parser: argparse.ArgumentParser) -> None:
     add("--list-layers", action="store_true", help="print the layers of both networks with the pairs, and end")
     add("--unlabeled", default="", metavar="DIR", help="images without labels to distil on, a folder or a .txt list")
     add("--unlabeled-batch", type=int, default=0, help="how many of them in a batch, over all processes; 0: half of it")
+
+
+def given_flags(parser: argparse.ArgumentParser, words: Sequence[str] | None = None) -> set[str]:
+    """Names of the flags that stand in a command line, in whatever spelling, as opposed to those with their defaults.
+
+    Args:
+        parser: has parsed the same words already.
+        words: the command line; that of this process by default.
+    """
+    defaults = [(action, action.default) for action in parser._actions]
+    try:
+        for action, _ in defaults:
+            action.default = argparse.SUPPRESS
+        return set(vars(parser.parse_args(words)))
+    finally:
+        for action, default in defaults:
+            action.default = default
+
+
+def refuse_beside_resume(namespace: argparse.Namespace) -> None:
+    """Raises the UsageError of flags that ask for something else than the run that --resume goes on with."""
+    if namespace.resume and namespace.list_layers:
+        raise UsageError("--list-layers shows what a training would begin with; leave --resume out")
+    if namespace.resume and namespace.teacher_assistants:
+        raise UsageError(
+            "--teacher-assistants does not count with --resume: a chain goes on by its own command with --exist-ok; "
+            "leave one of the two out"
+        )
 
 
 def training_options(namespace: argparse.Namespace) -> dict[str, Any]:

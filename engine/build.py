@@ -17,7 +17,7 @@ from data.dataset import DetectionDataset
 from data.labels import DatasetIndex, build_index
 from data.loader import DetectionLoader, create_loader
 from data.unlabeled import MixedLoader, add_unlabelled
-from engine.checkpoint import Checkpoint, fitted_yaml, load_checkpoint, transfer_weights
+from engine.checkpoint import Checkpoint, fitted_model, fitted_yaml, load_checkpoint, transfer_weights
 from engine.config import Hyp, TrainOptions
 from engine.distributed import World, main_first
 from models.yolo import Model
@@ -50,19 +50,20 @@ def build_model(options: TrainOptions, hyp: Hyp, nc: int, names: Sequence[str]) 
 
 
 def resumed_model(checkpoint: Checkpoint, nc: int, names: Sequence[str]) -> Model:
-    """The model of an interrupted training as it was, whatever has become of the files that the training began with.
+    """The model of a training as it was, whatever has become of the files that the training began with.
+
+    Its weights are the averaged ones; `restore_training` puts the live ones of an interrupted training back.
 
     Raises:
-        UserError: the data set has another number of classes by now.
+        UserError: the data set has another number of classes by now, or the file is damaged.
     """
     if nc != checkpoint.nc:
         raise UserError(
             f"--resume {checkpoint.path}: this run has {checkpoint.nc} classes, its data set has {nc} now; "
             "put the data set's yaml back, or start a new run with --weights"
         )
-    model = Model(checkpoint.yaml, nc=nc)
+    model = fitted_model(checkpoint)
     model.names = list(names)
-    model.load_state_dict(checkpoint.training["state_dict"])
     return model
 
 
@@ -129,10 +130,7 @@ def build_data(
 ) -> TrainingData:
     """Indexes, checks and opens the training and validation images."""
     with main_first(world):
-        train_index, val_index = (
-            build_index(config.split(split), config.nc, single_class=options.single_cls, need_boxes=True, prefix=split)
-            for split in ("train", "val")
-        )
+        train_index, val_index = (split_index(options, config, split) for split in ("train", "val"))
     for index, split in ((train_index, "train"), (val_index, "val")):
         if not index.problems:  # otherwise said when they were found
             LOGGER.info(f"{split}: {index.summary()}")
@@ -153,6 +151,11 @@ def build_data(
         train = add_unlabelled(labelled, options.unlabeled, extra, augment_config(hyp), withheld=withheld, **share)
     val = validation_loader(val_index, image_sizes[1], batch_size, options.workers, stride) if world.is_main else None
     return TrainingData(train, val, train_index, val_index)
+
+
+def split_index(options: TrainOptions, config: DatasetConfig, split: str) -> DatasetIndex:
+    """The checked images and labels of a split, as a training uses them."""
+    return build_index(config.split(split), config.nc, single_class=options.single_cls, need_boxes=True, prefix=split)
 
 
 def validation_loader(

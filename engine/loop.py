@@ -20,6 +20,7 @@ from engine.build import images_to_device
 from engine.config import Hyp, TrainOptions
 from engine.distributed import World, agree, average_gradients
 from engine.ema import ModelEMA
+from engine.norms import frozen_norms
 from engine.optimizer import apply_plan
 from engine.runfolder import EventWriter, ResultsTable, RunFolder
 from engine.schedule import LearningSchedule
@@ -74,21 +75,27 @@ class TrainState:
 
     Attributes:
         epoch: epochs that are done; the current one's number while it lasts.
-        best_fitness: of the best validated epoch, -1 before the first.
+        first_epoch: where the present schedule began: 0, or the length of the finished training that is extended.
+        best_fitness: 0.1 AP50 + 0.9 AP of the best validated epoch, -1 before the first.
         best_epoch: its number, -1 before the first.
+        best_ap: its AP; None before the first.
         last_step: iteration of the last optimizer step, -1 before the first.
         metrics: those of the latest epoch; empty if it was not validated.
         class_ap: AP of each class at the latest validation, NaN for a class without ground truth.
         stopped: whether the training ends before its last epoch.
+        changes: what the length of the training was changed to, and when; for the manifest.
     """
 
     epoch: int = 0
+    first_epoch: int = 0
     best_fitness: float = -1.0
     best_epoch: int = -1
+    best_ap: float | None = None
     last_step: int = -1
     metrics: dict[str, float] = field(default_factory=dict)
     class_ap: list[float] = field(default_factory=list)
     stopped: bool = False
+    changes: list[dict[str, Any]] = field(default_factory=list)
 
 
 class Meter:
@@ -122,7 +129,7 @@ class Trainer:
         extra_losses: further losses; modules on the device.
         loader: training batches.
         optimizer: over the model and the extra losses.
-        schedule: learning rates of every iteration.
+        schedule: learning rates of every iteration since the state's first epoch.
         ema: average of the model.
         validate: evaluates the averaged model, in the main process only; None for no validation.
         save: writes last.pt and best.pt, in the main process only.
@@ -161,11 +168,19 @@ class Trainer:
         self.results = ResultsTable(run.path / "results.csv", run.active)
         self.scaler = torch.amp.GradScaler("cuda", enabled=device.type == "cuda")
         self.stride = int(max(model.stride))
+        self.frozen_norms = frozen_norms(model)
 
     def run(self) -> TrainState:
         """Trains from the state's epoch to the end, or until nothing has improved for `patience` epochs."""
         start = self.state.epoch
         events = EventWriter(self.run_folder.path, self.run_folder.active, purge_step=start or None)
+        try:
+            self._run_epochs(start, events)
+        finally:
+            events.close()
+        return self.state
+
+    def _run_epochs(self, start: int, events: EventWriter) -> None:
         began = time.perf_counter()
         for epoch in range(start, start if self.state.stopped else self.options.epochs):
             self.state.epoch = epoch
@@ -189,24 +204,25 @@ class Trainer:
             self._report(epoch, time.perf_counter() - began, start)
             if self.state.stopped:
                 best, patience = self.state.best_epoch + 1, self.options.patience
-                LOGGER.info(f"stopped early: nothing better than epoch {best} for {patience} epochs (--patience)")
+                LOGGER.info(f"stopped early: the fitness has not risen since epoch {best} (--patience {patience})")
                 break
-        events.close()
-        return self.state
 
     def train_epoch(self, epoch: int) -> dict[str, float]:
         """One pass over the training images; returns the mean of every loss item."""
+        first = self.state.first_epoch
         self.model.train()
+        for norm in self.frozen_norms:
+            norm.eval()
         for extra in self.extra_losses:
             extra.train()
-            cast(ExtraLoss, extra).start_epoch(epoch, self.options.epochs)
+            cast(ExtraLoss, extra).start_epoch(epoch - first, self.options.epochs - first)
         closing = max(self.options.close_mosaic, self.hyp.close_mosaic)
         self.loader.set_epoch(epoch, mosaic=epoch < self.options.epochs - closing)
         meter = Meter()
         bar = progress(self.loader, total=len(self.loader), desc=self._caption(epoch, {}), enabled=self.world.is_main)
         for step, batch in enumerate(bar):
             iteration = epoch * len(self.loader) + step
-            plan = self.schedule.at(epoch, iteration)
+            plan = self.schedule.at(epoch - first, iteration - first * len(self.loader))
             apply_plan(self.optimizer, plan)
             loss, items = self.forward(batch, iteration)
             self.scaler.scale(loss).backward()
@@ -243,7 +259,9 @@ class Trainer:
                 count = len(cast(ExtraLoss, extra).layers)
                 mine, features = features[:count], features[count:]
                 more, more_items = extra(images, predictions, mine, targets)
-                if iteration == 0:  # in every process: gradients of a SyncBatchNorm need them all
+                if iteration == self.state.first_epoch * len(
+                    self.loader
+                ):  # in every process: gradients of a SyncBatchNorm need them all
                     # The gradient of a compiled network can be asked for once only, which is the training's.
                     parameters = () if self.options.compile else self.model.parameters()
                     found = cast(ExtraLoss, extra).preflight(
@@ -291,13 +309,15 @@ class Trainer:
             # Before anything is found, every epoch is the best: a slow start must not use the patience up.
             if fitness > state.best_fitness or fitness == state.best_fitness == 0:
                 state.best_fitness, state.best_epoch = fitness, epoch
+                state.best_ap = state.metrics.get("metrics/AP")
         return state.metrics
 
     def _should_stop(self, epoch: int) -> bool:
         """Whether this epoch was validated and the best one is as many epochs ago as the patience allows."""
         patience = self.options.patience
         best = self.state.best_epoch
-        return patience > 0 and bool(self.state.metrics) and best >= 0 and epoch - best >= patience
+        since = max(best, self.state.first_epoch - 1)  # an extension has its own patience
+        return patience > 0 and bool(self.state.metrics) and best >= 0 and epoch - since >= patience
 
     def _check_finite(self, means: Mapping[str, float], epoch: int) -> None:
         for name, value in means.items():
@@ -325,9 +345,12 @@ class Trainer:
         left = spent / (epoch + 1 - start) * (self.options.epochs - epoch - 1)
         if "metrics/AP" in row:
             ap, ap50 = float(row["metrics/AP"]), float(row["metrics/AP50"])
+            state = self.state
+            of_best = "" if state.best_ap is None else f" (AP {state.best_ap:.4f})"
             LOGGER.info(
                 f"epoch {epoch + 1}/{self.options.epochs}: AP {ap:.4f}  AP50 {ap50:.4f}"
-                f"  best {self.state.best_fitness:.4f} at epoch {self.state.best_epoch + 1}  about {_clock(left)} left"
+                f"  best fitness {state.best_fitness:.4f}{of_best} at epoch {state.best_epoch + 1}"
+                f"  about {_clock(left)} left"
             )
 
 
@@ -356,7 +379,7 @@ def report_preflight(found: Preflight, items: Mapping[str, Tensor], left_out: Se
     if left_out:
         LOGGER.warning(f"warning: not in the optimizer, so never trained: {', '.join(left_out)}")
     values = {name: value.item() for name, value in items.items()}
-    idle = [name for name, value in values.items() if value == 0]
+    idle = [name for name, value in values.items() if value == 0 and name not in found.silent]
     broken = [name for name, value in values.items() if not math.isfinite(value)]
     if idle:
         LOGGER.warning(f"warning: exactly 0 on the first batch: {', '.join(idle)}; check layers, weights and teacher")

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import time
-from dataclasses import dataclass, replace
+import shlex
+from collections.abc import Collection
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -11,7 +12,7 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from data.config import DatasetConfig, ensure_dataset, load_dataset_config
+from data.config import DatasetConfig
 from engine.autoanchor import check_anchors
 from engine.build import (
     TrainingData,
@@ -24,84 +25,83 @@ from engine.build import (
     resumed_model,
     rounded_size,
 )
-from engine.checkpoint import Checkpoint, load_checkpoint, strip_checkpoint
-from engine.config import Hyp, TrainOptions, hyp_from_dict, options_from_dict, read_hyp
+from engine.config import Hyp, TrainOptions, read_hyp
 from engine.criterion import build_criteria
 from engine.distillation import build_distillers, check_recipe
 from engine.distributed import World, agree, announced_world, broadcast_module, join_world, leave_world
 from engine.ema import ModelEMA
 from engine.evaluate import EvalResult, evaluate
-from engine.loop import Trainer, TrainState
+from engine.finish import VALIDATION_IOU, TrainResult, evaluate_trained, finish
+from engine.loop import Trainer
+from engine.norms import guard_lone_values, has_lone_values, smallest_batch
 from engine.optimizer import build_optimizer
-from engine.reports import final_report, plot_training_batches
+from engine.reports import plot_training_batches
+from engine.resume import (
+    EVALUATION,
+    EXTENSION,
+    Resumption,
+    check_data,
+    data_facts,
+    open_data,
+    plan_resumption,
+    record_changes,
+)
 from engine.runfolder import RunFolder
 from engine.schedule import LearningSchedule
-from engine.state import newest_last, restore_training, save_training
+from engine.state import restore_training, save_last, save_training
 from models.yolo import Model
 from utils.device import seed_everything, select_device
-from utils.errors import UserError
 from utils.logging import LOGGER, setup_logging
-
-VALIDATION_IOU = 0.6
-
-
-@dataclass
-class TrainResult:
-    """Where a training ended: its folder, the metrics of best.pt, and the epoch that best.pt comes from (from 0)."""
-
-    folder: Path
-    metrics: dict[str, float]
-    best_epoch: int
+from utils.processes import advise
 
 
-def resume_options(resume: str | bool, project: str) -> tuple[TrainOptions, Hyp, Checkpoint]:
-    """The options and hyper-parameters of an interrupted run, from its last.pt.
-
-    Args:
-        resume: path of a last.pt, or True for the newest one below the project's folder.
-        project: where runs lie.
-    """
-    path = Path(resume) if isinstance(resume, str) else newest_last(Path(project).parent)
-    checkpoint = load_checkpoint(path)
-    if not checkpoint.training:
-        raise UserError(
-            f"--resume {path}: this run is finished (or the file is no last.pt of ours); "
-            f"start a new one with --weights {path}"
-        )
-    options = options_from_dict(checkpoint.training["options"], str(path))
-    folder = path.resolve().parent.parent
-    options = replace(options, project=str(folder.parent), name=folder.name, exist_ok=True)
-    return options, hyp_from_dict(checkpoint.hyp or {}, str(path)), checkpoint
-
-
-def run_training(options: TrainOptions, resume: str | bool = False, distil: bool = False) -> TrainResult:
+def run_training(
+    options: TrainOptions, resume: str | bool = False, distil: bool = False, given: Collection[str] = ()
+) -> TrainResult:
     """Trains, validates and saves; with `distil`, under a teacher.
 
     Args:
         options: what to train, on what, for how long.
-        resume: continue an interrupted run: True, or the path of its last.pt. Its own options are used then.
+        resume: go on with a run: True, or the path of its last.pt. Its own options are used then.
         distil: build the distiller of the hyper-parameter file.
+        given: names of the options that count beside `resume`, as they stand in the command line.
     """
-    checkpoint: Checkpoint | None = None
+    plan: Resumption | None = None
     if resume:
-        options, hyp, checkpoint = resume_options(resume, options.project)
-        distil = bool(options.teacher_weights)
+        plan = plan_resumption(resume, options, given)
+        options, hyp, distil = plan.options, plan.hyp, bool(plan.options.teacher_weights)
     else:
         hyp = read_hyp(options.hyp)
     world = announced_world(options.batch_size)
     setup_logging(world.rank)
+    for note in plan.notes if plan else ():
+        (LOGGER.warning if note.startswith("warning") else LOGGER.info)(note)
     device = select_device(options.device)
     join_world(world, device)
-    trainer, data = set_up(options, hyp, checkpoint, distil, world, device)
-    del checkpoint  # or its weights would stay in host memory all the while
-    state = trainer.run()
-    result = finish(trainer, state, data)
+    if plan and plan.kind == EVALUATION:
+        result = evaluate_trained(plan, world, device)
+    else:
+        trainer, data = set_up(options, hyp, plan, distil, world, device)
+        plan = None  # or its checkpoint's weights would stay in host memory all the while
+        try:
+            state = trainer.run()
+            result = finish(trainer, state, data)
+        except BaseException as error:
+            advise(error, how_to_go_on(trainer.run_folder))
+            raise
+        finally:
+            trainer.run_folder.release()
     leave_world(world)  # not after an error: the launcher ends the other processes, which may wait for this one
     return result
 
 
+def how_to_go_on(run: RunFolder) -> str:
+    """What continues a training that has ended too soon; nothing before its first epoch is over."""
+    return f"python train.py --resume {shlex.quote(str(run.last))} goes on from there" if run.last.is_file() else ""
+
+
 def set_up(
-    options: TrainOptions, hyp: Hyp, checkpoint: Checkpoint | None, distil: bool, world: World, device: torch.device
+    options: TrainOptions, hyp: Hyp, plan: Resumption | None, distil: bool, world: World, device: torch.device
 ) -> tuple[Trainer, TrainingData]:
     """Everything up to the first step, or up to the first after the checkpoint's."""
     seed_everything(options.seed)
@@ -111,9 +111,9 @@ def set_up(
         LOGGER.info(
             "note: the hyper-parameter file's distillation keys are for train_distill.py; training without a teacher"
         )
-    config = ensure_dataset(load_dataset_config(options.data))
+    config = open_data(options, plan)
     nc, names = (1, ("item",)) if options.single_cls else (config.nc, config.names)
-    model = resumed_model(checkpoint, nc, names) if checkpoint else build_model(options, hyp, nc, names)
+    model = resumed_model(plan.checkpoint, nc, names) if plan else build_model(options, hyp, nc, names)
     stride = int(max(model.stride))
     sizes = (
         rounded_size(options.img_size[0], stride, "--img-size"),
@@ -122,44 +122,80 @@ def set_up(
     options = replace(options, img_size=sizes)
     freeze_layers(model, options.freeze)
     data = build_data(options, hyp, config, stride, world, sizes)
-    if not options.noautoanchor and not checkpoint:
+    if not options.noautoanchor and not plan:
         check_anchors(model, data.train_index, sizes[0], hyp.anchor_t)
     model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     broadcast_module(model, world)
-    trainer, teacher = assemble(options, hyp, model, data, distil, world, device)
-    start_folder(trainer, config, data, teacher, resumed=checkpoint is not None)
-    if checkpoint:
-        check_teacher(checkpoint, teacher)
-        restore_training(trainer, checkpoint)
-        LOGGER.info(f"resuming {trainer.run_folder.path} at epoch {trainer.state.epoch + 1} of {options.epochs}")
-    if world.is_main and not options.noplots and not checkpoint:
+    facts = data_facts(config, data)
+    trainer, teacher = assemble(options, hyp, model, data, facts, distil, world, device, plan)
+    start_folder(trainer, config, data, teacher, resumed=plan is not None)
+    if plan:
+        go_on(trainer, plan, teacher, facts)
+    guard_lone_images(trainer)
+    if world.is_main and not options.noplots and not plan:
         plot_training_batches(trainer, names)
     return trainer, data
 
 
+def go_on(trainer: Trainer, plan: Resumption, teacher: dict[str, Any], facts: dict[str, Any]) -> None:
+    """Puts a trainer to where its run was, or a finished run to the beginning of its extension."""
+    same_data = check_data(plan, facts)
+    done, epochs = plan.state.epoch, trainer.options.epochs
+    if plan.kind == EXTENSION:
+        plan.state.last_step = done * len(trainer.loader) - 1
+        trainer.results.resume(done)
+    else:
+        restore_training(trainer, plan.checkpoint, same_data)
+        plan.state.last_step = trainer.state.last_step
+    trainer.state = plan.state
+    if trainer.world.is_main and plan.changed:  # at once, so that this may be killed, too, and be resumed
+        save_last(trainer, teacher, facts)
+    record_changes(trainer.run_folder, plan, trainer.options, {} if same_data else facts)
+    LOGGER.info(f"resuming {trainer.run_folder.path} at epoch {min(done + 1, epochs)} of {epochs}")
+    if plan.state.best_epoch >= 0 and trainer.world.is_main and not trainer.run_folder.best.is_file():
+        LOGGER.warning(f"warning: {trainer.run_folder.best} of epoch {plan.state.best_epoch + 1} is gone")
+
+
+def guard_lone_images(trainer: Trainer) -> None:
+    """Lets a last batch of one image through a network whose deepest map it gives a single cell."""
+    options, stride = trainer.options, trainer.stride
+    size = options.img_size[0]
+    if options.multi_scale:
+        size = max(size // 2 // stride, 1) * stride
+    if smallest_batch(trainer.loader, trainer.world.size) > 1 or not has_lone_values(trainer.ema.module, size):
+        return
+    guard_lone_values([trainer.model, *trainer.extra_losses])
+    LOGGER.warning(
+        f"warning: a batch of one image of {size} pixels gives BatchNorm a single value a channel, for which it uses "
+        "its running statistics; another --batch-size or a larger --img-size avoids it"
+    )
+
+
 def assemble(
-    options: TrainOptions, hyp: Hyp, model: Model, data: TrainingData, distil: bool, world: World, device: torch.device
+    options: TrainOptions,
+    hyp: Hyp,
+    model: Model,
+    data: TrainingData,
+    facts: dict[str, Any],
+    distil: bool,
+    world: World,
+    device: torch.device,
+    plan: Resumption | None = None,
 ) -> tuple[Trainer, dict[str, Any]]:
     """The trainer with all its parts, and the teacher's description."""
+    length = options.epochs - (plan.state.first_epoch if plan else 0)  # of an extension, whose schedules are its own
     if world.active and options.sync_bn and device.type == "cuda":
         model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
     ema = ModelEMA(model)
-    extra_losses: list[nn.Module] = []
-    teacher: dict[str, Any] = {}
-    if distil:
-        distillers, teacher = build_distillers(model, options, hyp, device, cast(Model, ema.module))
-        extra_losses += distillers
-        for distiller in distillers:
-            broadcast_module(distiller, world)
-    if options.sparsity:
-        from pruning.sparsity import SparsityLoss
-
-        extra_losses.append(SparsityLoss(model, options.sparsity, options.sparsity_schedule))
+    shortened = replace(options, epochs=length)
+    extra_losses, teacher = build_extra_losses(model, ema, shortened, hyp, distil, world, device)
     criterion, val_criterion = build_criteria(model, hyp, options.img_size[0], options.label_smoothing, device)
-    schedule = LearningSchedule(hyp, options.epochs, len(data.train), options.batch_size, options.linear_lr)
+    schedule = LearningSchedule(hyp, length, len(data.train), options.batch_size, options.linear_lr)
     optimizer = build_optimizer(options.optimizer, [model, *extra_losses], hyp.lr0, hyp.momentum, schedule.weight_decay)
     run = RunFolder.create(options.project, options.name, options.exist_ok, world.is_main)
-    run = RunFolder(Path(agree(str(run.path), world)), world.is_main)
+    path = Path(agree(str(run.path), world))
+    if not world.is_main:
+        run = RunFolder(path, active=False)
 
     names = tuple(model.names)
 
@@ -188,10 +224,28 @@ def assemble(
         world=world,
         device=device,
         validate=validate,
-        save=lambda trainer: save_training(trainer, teacher),
+        save=lambda trainer: save_training(trainer, teacher, facts),
         before_epoch=before_epoch if options.image_weights else None,
     )
     return trainer, teacher
+
+
+def build_extra_losses(
+    model: Model, ema: ModelEMA, options: TrainOptions, hyp: Hyp, distil: bool, world: World, device: torch.device
+) -> tuple[list[nn.Module], dict[str, Any]]:
+    """What is added to the detection loss, and the teachers' paths and hashes."""
+    extra_losses: list[nn.Module] = []
+    teacher: dict[str, Any] = {}
+    if distil:
+        distillers, teacher = build_distillers(model, options, hyp, device, cast(Model, ema.module))
+        extra_losses += distillers
+        for distiller in distillers:
+            broadcast_module(distiller, world)
+    if options.sparsity:
+        from pruning.sparsity import SparsityLoss
+
+        extra_losses.append(SparsityLoss(model, options.sparsity, options.sparsity_schedule))
+    return extra_losses, teacher
 
 
 def wrap(model: Model, options: TrainOptions, world: World, device: torch.device) -> nn.Module:
@@ -222,40 +276,3 @@ def start_folder(
             "world_size": trainer.world.size,
         }
         run.write_manifest(facts)
-
-
-def check_teacher(checkpoint: Checkpoint, teacher: dict[str, Any]) -> None:
-    """A resumed distillation must go on under the very same teacher."""
-    before = checkpoint.extra.get("teacher")
-    if before and teacher_hashes(before) != teacher_hashes(teacher):
-        raise UserError(
-            f"the teacher {teacher.get('path')} is not the file that this run began with (its content changed); "
-            "put the original back, or start a new run"
-        )
-
-
-def teacher_hashes(teacher: dict[str, Any]) -> list[str]:
-    """The contents of a training's teachers, in their order."""
-    return [fact.get("sha256", "") for fact in (teacher, *teacher.get("more", ()))]
-
-
-def finish(trainer: Trainer, state: TrainState, data: TrainingData) -> TrainResult:
-    """Strips the checkpoints to plain model files, evaluates the best one and draws the reports.
-
-    Only the main process has metrics to return.
-    """
-    run = trainer.run_folder
-    if not trainer.world.is_main:
-        return TrainResult(run.path, {}, state.best_epoch)
-    assert data.val is not None
-    for path in (run.last, run.best):
-        strip_checkpoint(path)
-    checkpoint, best = load_checkpoint(run.best), trainer.ema.module
-    best.load_state_dict(checkpoint.state_dict)
-    result = evaluate(
-        best, data.val, names=trainer.model.names, device=trainer.device, iou_thres=VALIDATION_IOU,
-        save_dir=run.path, plots=not trainer.options.noplots,
-    )  # fmt: skip
-    final_report(run, result, trainer.options)
-    run.update_manifest({"finished": {"epochs": state.epoch, "at": time.strftime("%Y-%m-%dT%H:%M:%S%z")}})
-    return TrainResult(run.path, result.as_row(), checkpoint.epoch)

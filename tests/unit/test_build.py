@@ -75,12 +75,11 @@ def test_a_resumed_model_needs_the_checkpoint_alone(tmp_path: Path) -> None:
     model = Model(tiny_yolov5(), nc=2)
     model.head.set_anchors(model.head.anchors_px * 2)
     entry = model_entry(model)
-    live = {key: value + 1 if value.is_floating_point() else value for key, value in model.state_dict().items()}
-    save_checkpoint(tmp_path / "last.pt", {"model": entry, "training": {"state_dict": live}})
+    save_checkpoint(tmp_path / "last.pt", {"model": entry, "training": {"state_dict": {}}})
     checkpoint = load_checkpoint(tmp_path / "last.pt")
     again = resumed_model(checkpoint, 2, ["a", "b"])
     assert again.names == ["a", "b"]
-    assert all(torch.equal(value, live[key]) for key, value in again.state_dict().items()), "the live weights"
+    assert all(torch.equal(value, entry["state_dict"][key]) for key, value in again.state_dict().items())
     with pytest.raises(UserError, match="this run has 2 classes, its data set has 3 now"):
         resumed_model(checkpoint, 3, ["a", "b", "c"])
 

@@ -63,7 +63,7 @@ def test_a_file_of_another_model_is_refused(tmp_path: Path) -> None:
     save_training(noisy(tmp_path, "SGD"))
     checkpoint = load_checkpoint(tmp_path / "run" / "weights" / "last.pt")
     for other, reason in (
-        (trainer(tmp_path, model=ToyModel(3), extra_losses=[ToyDistiller()]), "size mismatch for conv.weight"),
+        (trainer(tmp_path, model=ToyModel(3), extra_losses=[ToyDistiller()]), "size mismatch for state_dict: conv.weight"),
         (trainer(tmp_path), "1 extra losses in the file, 0 in this run"),
     ):
         with pytest.raises(UserError, match="does not fit the run that it belongs to") as error:
@@ -75,6 +75,7 @@ def test_a_file_of_another_model_is_refused(tmp_path: Path) -> None:
 def test_pending_gradients_change_device_with_their_scale(tmp_path: Path) -> None:
     toy = noisy(tmp_path, "SGD")
     toy.train_epoch(0)
+    toy.state.epoch = 1
     save_training(toy)
     checkpoint = load_checkpoint(toy.run_folder.last)
     checkpoint.training["scaler"] = {"scale": 1024.0}  # as a GPU writes it
