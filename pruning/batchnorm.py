@@ -19,7 +19,7 @@ def reestimate_batchnorm(model: nn.Module, images: Iterable[Tensor]) -> None:
         images: batches as in training, with its augmentation: other images have other statistics.
 
     Raises:
-        PruneError: there is no batch.
+        PruneError: there is no batch, or none that has statistics.
     """
     modes = [(module, module.training) for module in model.modules()]
     norms = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
@@ -30,11 +30,17 @@ def reestimate_batchnorm(model: nn.Module, images: Iterable[Tensor]) -> None:
         module.momentum = None  # a cumulative mean
     count = 0
     for batch in images:
-        model(batch)
+        try:
+            model(batch)
+        except ValueError:
+            if len(batch) > 1:
+                raise
+            continue  # a lone image on a map of 1 x 1 has no statistics
         count += 1
     for module, momentum in zip(norms, momenta):
         module.momentum = momentum
     for part, mode in modes:
         part.training = mode
     if not count:
-        raise PruneError("no images to estimate BatchNorm's statistics on; give a data set with training images")
+        raise PruneError("no images to estimate BatchNorm's statistics on; give a data set with training images, "
+            "or larger ones in batches of two")

@@ -12,6 +12,8 @@ from .base import FeatureLoss
 
 def standardise(x: Tensor, eps: float = 1e-6) -> Tensor:
     """Every channel to mean 0 and (unbiased) variance 1 over batch and pixels; a constant channel to 0."""
+    if x.numel() == x.shape[1]:  # one image and one pixel have no variance
+        return x - x.detach()
     std, mean = x.std((0, 2, 3), keepdim=True), x.mean((0, 2, 3), keepdim=True)  # (1, C, 1, 1)
     return (x - mean) / (std + eps)
 
