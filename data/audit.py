@@ -6,6 +6,7 @@ python -m data.audit --data data/mine.yaml
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
@@ -20,6 +21,7 @@ from data.records import DatasetIndex, Problem
 from utils.cli import CommandParser, run_command
 from utils.logging import LOGGER, setup_logging
 from utils.paths import file_hash
+from utils.text import printable
 
 LEAK = "same image in two splits"
 REPEATED = "same image twice in a split"
@@ -41,17 +43,23 @@ def find_repeated_images(indices: Mapping[str, DatasetIndex]) -> list[Problem]:
     by_size: dict[int, list[tuple[str, str]]] = defaultdict(list)
     for split, index in indices.items():
         for record in index.records:
-            by_size[os.path.getsize(record.path)].append((split, record.path))
+            with contextlib.suppress(OSError):  # gone by now
+                by_size[os.path.getsize(record.path)].append((split, record.path))
     problems = []
     for group in by_size.values():
         if len(group) == 1:
             continue
         first: dict[str, tuple[str, str]] = {}
         for split, path in group:
-            first_split, first_path = first.setdefault(file_hash(path), (split, path))
+            try:
+                first_split, first_path = first.setdefault(file_hash(path), (split, path))
+            except OSError:
+                continue
             if (first_split, first_path) != (split, path):
                 kind = REPEATED if first_split == split else LEAK
-                problems.append(Problem(path, None, kind, f"in {split}; the same as {first_path} in {first_split}"))
+                problems.append(
+                    Problem(path, None, kind, f"in {split}; the same as {printable(first_path)} in {first_split}")
+                )
     return problems
 
 
@@ -134,7 +142,7 @@ def _problem_list(problems: Sequence[Problem], limit: int) -> str:
     for kind, count in Counter(problem.kind for problem in problems).most_common():
         lines.append(f"{count:>7} {kind}")
         of_kind = [problem for problem in problems if problem.kind == kind]
-        lines += [f"          {problem.where}: {problem.detail}" for problem in of_kind[:limit]]
+        lines += [f"          {problem.where}: {printable(problem.detail)}" for problem in of_kind[:limit]]
         if count > limit:
             lines.append(f"          ... and {count - limit} more (--limit lists them)")
     return "\n".join(lines)

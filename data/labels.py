@@ -2,27 +2,42 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import os
+from collections import defaultdict
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 
-from data.images import check_image, find_images
+from data.files import read_regular, reason
+from data.images import NOT_FOUND, check_image, find_images
 from data.index_cache import NO_LABEL_FILE, CheckedImage, Issue, digest, read_cache, write_cache
-from data.label_rows import label_path, parse_labels
+from data.label_rows import (
+    CLASS_TOO_LARGE,
+    LABEL_FAULTS,
+    MAX_LABEL_BYTES,
+    UNREADABLE_LABELS,
+    label_path,
+    parse_labels,
+    unusable_labels,
+)
+from data.lists import walk_files
 from data.records import DatasetIndex, ImageRecord, Problem
 from utils.errors import UserError
 from utils.logging import LOGGER, progress
+from utils.text import printable, shown_path
 
 __all__ = ["DatasetIndex", "ImageRecord", "Problem", "build_index"]
 
-CLASS_OUT_OF_RANGE = "class out of range"
 ORPHAN = "label file without image"
+SHARED = "label file of several images"
+BEYOND_LINK = "labels beyond a link"
 
 CHUNK = 256  # images a thread checks before it asks for more
+MAX_NAMES = 1000  # characters of the sources in a message
 
 _NO_LABELS = np.zeros((0, 5), np.float32)
 _NO_LINES = np.zeros(0, np.int32)
@@ -35,13 +50,15 @@ def build_index(
     single_class: bool = False,
     cache: bool = True,
     need_boxes: bool = False,
+    labels: bool = True,
     quiet: bool = False,
     prefix: str = "",
 ) -> DatasetIndex:
     """Finds the images of one split, reads their labels and checks both.
 
     What is bad is left out, and training goes on without it: a broken image as a whole, a broken label row by itself.
-    An image without a label file, or with an empty one, is a background.
+    An image without a label file, or with an empty one, is a background. An image whose label file cannot be read is
+    left out, as nobody knows what is in it.
 
     Args:
         sources: folders (searched recursively) and .txt lists of images.
@@ -50,6 +67,7 @@ def build_index(
         cache: keep what was checked for the next run, beside the labels folder, or in ~/.cache where that
             is read-only.
         need_boxes: a set without a single box is an error.
+        labels: read the label files; without it every image is a background.
         quiet: do not print what was found wrong.
         prefix: what the split is called in messages, such as "train".
 
@@ -57,38 +75,46 @@ def build_index(
         UserError: there is no usable image; most labels are of a class >= nc; no box although one is needed.
     """
     where = f"{prefix}: " if prefix else ""
-    names = ", ".join(str(source) for source in sources)
-    images, rejected = find_images(sources)
-    if not images:
-        raise UserError(f"{where}no images in {names or 'an empty list of folders'}; correct the path in the data yaml")
-    entries = _check_all(images, sources, cache, f"{where}checking {len(images)} images")
-    problems = [Problem(path, None, kind, "listed, but left out") for path, kind in rejected]
-    problems += [_problem(entry.path, issue) for entry in entries for issue in entry.issues]
-    problems += _orphans(sources, entries)
-    usable = [entry for entry in entries if entry.width]
+    names = printable(", ".join(str(source) for source in sources), MAX_NAMES) or "an empty list of folders"
+    images, problems = find_images(sources)
+    num_found = len(images) + len(problems)
+    if not num_found:
+        raise UserError(f"{where}no images in {names}; correct the path in the data yaml")
+    entries = _check_all(images, sources, cache, labels, f"{where}checking {len(images)} images")
+    issues = ((entry.path, issue) for entry in entries for issue in entry.issues)
+    problems += [_problem(path, issue) for path, issue in issues if labels or _of_image(issue)]
+    usable = [entry for entry in entries if entry.width and (entry.has_usable_labels or not labels)]
     if not usable:
-        raise UserError(f"{where}none of the {len(images)} images of {names} can be used, first: {problems[0]}")
-    records, out_of_range = _records(usable, nc, single_class, where)
-    problems += out_of_range
-    index = DatasetIndex(records, problems, _counts(usable, records, len(images)), _content_hash(usable))
+        raise UserError(f"{where}none of the {num_found} images of {names} can be used, first: {problems[0]}")
+    if labels:
+        records, out_of_range = _records(usable, nc, single_class, where)
+        problems += [*_shared(entries), *_beyond_links(usable), *_orphans(sources, entries), *out_of_range]
+    else:
+        records = [ImageRecord(entry.path, entry.width, entry.height, _NO_LABELS) for entry in usable]
+    index = DatasetIndex(records, problems, _counts(usable, records, num_found), _content_hash(usable))
     if need_boxes and not index.counts["boxes"]:
-        reason = f"first of {len(problems)} problems: {problems[0]}" if problems else "add labels, or correct the path"
-        expected = f"labels are looked for as {label_path(images[0])}"
-        raise UserError(f"{where}{len(images)} images but not one box; {expected}; {reason}")
+        first = f"first of {len(problems)} problems: {problems[0]}" if problems else "add labels, or correct the path"
+        expected = f"labels are looked for as {printable(label_path(images[0]))}"
+        raise UserError(f"{where}{len(images)} images but not one box; {expected}; {first}")
     if problems and not quiet:
-        LOGGER.warning(f"{where}{index.summary()}\n  (python -m data.audit --data ... lists every one)")
+        hint = "\n  (python -m data.audit --data ... lists every one)" if labels else ""
+        LOGGER.warning(f"{where}{index.summary()}{hint}")
     return index
 
 
-def _check_all(images: list[str], sources: Sequence[Path], cache: bool, title: str) -> list[CheckedImage]:
-    known = read_cache(sources) if cache else {}
+def _check_all(images: list[str], sources: Sequence[Path], cache: bool, labels: bool, title: str) -> list[CheckedImage]:
+    known = read_cache(sources, len(images)) if cache else {}
     chunks = [images[start : start + CHUNK] for start in range(0, len(images), CHUNK)]
     entries: list[CheckedImage] = []
+
+    def check(chunk: list[str]) -> list[CheckedImage]:
+        return [_check(path, known.get(path), labels) for path in chunk]
+
     with (
         ThreadPoolExecutor(max_workers=min(16, (os.cpu_count() or 1) + 4)) as pool,
         progress(total=len(images), desc=title, enabled=not known and len(images) > 1000) as bar,
     ):
-        for checked in pool.map(lambda chunk: [_check(path, known.get(path)) for path in chunk], chunks):
+        for checked in pool.map(check, chunks):
             entries += checked
             bar.update(len(checked))
     changed = len(entries) != len(known) or any(known.get(entry.path) is not entry for entry in entries)
@@ -97,36 +123,75 @@ def _check_all(images: list[str], sources: Sequence[Path], cache: bool, title: s
     return entries
 
 
-def _check(path: str, known: CheckedImage | None) -> CheckedImage:
+def _check(path: str, known: CheckedImage | None, with_labels: bool) -> CheckedImage:
     """Checks one image and its labels, or returns what is known of them when nothing has changed."""
-    status = os.stat(path)
+    try:
+        status = os.stat(path)
+    except OSError as error:  # gone since it was found
+        issue = (0, NOT_FOUND, f"{reason(error)}; left out")
+        return CheckedImage(path, (0, 0), NO_LABEL_FILE, 0, 0, _NO_LABELS, _NO_LINES, (), (issue,))
     stamp = (status.st_size, status.st_mtime_ns)
     content: bytes | None = None
-    unreadable: tuple[Issue, ...] = ()
-    try:
-        with open(label_path(path), "rb") as stream:
-            content = stream.read()
-    except FileNotFoundError:
-        pass
-    except OSError as error:
-        unreadable = ((0, "unreadable label file", f"{error.strerror}; taken as a background"),)
+    fault = ""
+    if with_labels:
+        try:
+            content = read_regular(label_path(path), MAX_LABEL_BYTES)
+        except FileNotFoundError:
+            pass
+        except OSError as error:
+            fault = reason(error)
     label_digest = NO_LABEL_FILE if content is None else digest(content)
-    if known and known.stamp == stamp and known.label_digest == label_digest:
+    same_labels = known and known.label_digest == label_digest and known.has_usable_labels and not fault
+    if known and known.stamp == stamp and (same_labels or not with_labels):
         return known
     image = check_image(path)
     issues: tuple[Issue, ...] = ((0, image.kind, image.detail),) if image.kind else ()
-    if not image.width or content is None:
-        issues += unreadable
-        return CheckedImage(path, stamp, label_digest, image.width, image.height, _NO_LABELS, _NO_LINES, (), issues)
-    parsed = parse_labels(content)
-    issues += parsed.issues
     size = (image.width, image.height)
+    if not image.width or (content is None and not fault):
+        return CheckedImage(path, stamp, label_digest, *size, _NO_LABELS, _NO_LINES, (), issues)
+    parsed = parse_labels(content) if content is not None else unusable_labels(UNREADABLE_LABELS, fault)
+    issues += parsed.issues
     return CheckedImage(path, stamp, label_digest, *size, parsed.labels, parsed.lines, parsed.segments, issues)
+
+
+def _of_image(issue: Issue) -> bool:
+    return issue[0] == 0 and issue[1] not in LABEL_FAULTS
 
 
 def _problem(path: str, issue: Issue) -> Problem:
     line, kind, detail = issue
-    return Problem(label_path(path), line, kind, detail) if line else Problem(path, None, kind, detail)
+    return Problem(path if _of_image(issue) else label_path(path), line or None, kind, detail)
+
+
+def _shared(entries: list[CheckedImage]) -> list[Problem]:
+    """Label files that several images have, such as a.jpg and a.png in one folder."""
+    images: dict[str, list[str]] = defaultdict(list)
+    for entry in entries:
+        if entry.label_digest != NO_LABEL_FILE:
+            images[label_path(entry.path)].append(os.path.basename(entry.path))
+    remedy = "give each a name of its own, or remove all but one"
+    return [
+        Problem(path, None, SHARED, f"its rows count for {' and '.join(map(shown_path, names[:3]))} alike; {remedy}")
+        for path, names in images.items()
+        if len(names) > 1
+    ]
+
+
+def _beyond_links(entries: list[CheckedImage]) -> list[Problem]:
+    """Images without a label file that have one where a link leads to."""
+    problems = []
+    real_folder = functools.cache(os.path.realpath)
+    for entry in entries:
+        folder, name = os.path.split(entry.path)
+        is_link = os.path.islink(entry.path)
+        if entry.label_digest != NO_LABEL_FILE or (real_folder(folder) == folder and not is_link):
+            continue
+        here = label_path(entry.path)
+        there = label_path(os.path.realpath(entry.path) if is_link else os.path.join(real_folder(folder), name))
+        if there != here and os.path.isfile(there):
+            detail = f"taken as a background, as {shown_path(here)} is not there, but {shown_path(there)} is"
+            problems.append(Problem(entry.path, None, BEYOND_LINK, detail))
+    return problems
 
 
 def _records(
@@ -149,7 +214,7 @@ def _records(
         if num_beyond and beyond.any():
             for line, label in zip(entry.lines[beyond].tolist(), labels[beyond]):
                 detail = f"class {label[0]:.0f}, but nc = {nc}; row left out"
-                problems.append(Problem(label_path(entry.path), line, CLASS_OUT_OF_RANGE, detail))
+                problems.append(Problem(label_path(entry.path), line, CLASS_TOO_LARGE, detail))
             segments = tuple(segment for segment, bad in zip(segments, beyond) if not bad)
             labels = labels[~beyond]
         if single_class:
@@ -169,10 +234,9 @@ def _orphans(sources: Sequence[Path], entries: list[CheckedImage]) -> list[Probl
         labels_folder = os.path.dirname(label_path(os.path.join(images_folder, "x.jpg")))
         if labels_folder == images_folder:  # labels beside the images: other .txt files may lie there
             continue
-        for parent, _, names in os.walk(labels_folder, followlinks=True):
-            paths = (os.path.join(parent, name) for name in sorted(names) if name.endswith(".txt"))
-            orphans = [path for path in paths if path not in wanted and os.path.basename(path) != "classes.txt"]
-            problems += [Problem(path, None, ORPHAN, "not used") for path in orphans]
+        paths = (path for path in walk_files(labels_folder) if path.endswith(".txt") and path not in wanted)
+        orphans = sorted(path for path in paths if os.path.basename(path) != "classes.txt")
+        problems += [Problem(path, None, ORPHAN, "not used") for path in orphans]
     return problems
 
 

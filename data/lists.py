@@ -59,12 +59,17 @@ def listed_path(line: str, folder: str) -> str:
     return os.path.join(folder, line)
 
 
-def walk_files(*tops: str | Path, most: int | None = None) -> Iterator[str]:
+def walk_files(
+    *tops: str | Path, most: int | None = None, closed: list[tuple[str, OSError]] | None = None
+) -> Iterator[str]:
     """All below some folders that is no folder itself. No folder is entered twice, wherever links lead.
+
+    A folder is preferred to a link that leads to it.
 
     Args:
         tops: the folders.
         most: entries to look at, then it ends.
+        closed: folders that cannot be looked into are added to it, with the reason.
     """
     folders = [str(top) for top in reversed(tops)]
     links: list[str] = []
@@ -79,7 +84,9 @@ def walk_files(*tops: str | Path, most: int | None = None) -> Iterator[str]:
         try:
             with os.scandir(folder) as found:
                 entries = sorted(found, key=lambda entry: entry.name)
-        except OSError:
+        except OSError as error:
+            if closed is not None:
+                closed.append((folder, error))
             continue
         for entry in entries:
             seen += 1

@@ -7,6 +7,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from utils.text import printable
+
+MAX_PATH = 1000  # characters of a path in a message
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ImageRecord:
@@ -14,7 +18,7 @@ class ImageRecord:
 
     Attributes:
         path: the image file.
-        width: pixels, as cv2.imread returns the image (after the EXIF rotation).
+        width: pixels, as the image is decoded (after the EXIF rotation).
         height: pixels, likewise.
         labels: float32 (n, 5) rows [class, cx, cy, w, h], normalised to the image; (0, 5) for a background.
         segments: one normalised polygon, float32 (k, 2), for each row of `labels`, or () when the file holds boxes
@@ -47,10 +51,11 @@ class Problem:
     @property
     def where(self) -> str:
         """path:line, or the path of a whole file."""
-        return self.path if self.line is None else f"{self.path}:{self.line}"
+        path = printable(self.path, MAX_PATH)
+        return path if self.line is None else f"{path}:{self.line}"
 
     def __str__(self) -> str:
-        return f"{self.where}: {self.kind}: {self.detail}"
+        return f"{self.where}: {self.kind}: {printable(self.detail)}"
 
 
 @dataclass(frozen=True)
@@ -60,8 +65,9 @@ class DatasetIndex:
     Attributes:
         records: the usable images, sorted by path.
         problems: everything that was found wrong.
-        counts: numbers under the keys images (usable), dropped (images that are not), boxes, labelled (images with at
-            least one box), empty (images whose label file holds no box), missing (images without a label file).
+        counts: numbers under the keys images (usable), dropped (found or listed, but not usable), boxes, labelled
+            (images with at least one box), empty (images whose label file holds no box), missing (images without a
+            label file).
         content_hash: SHA-256 of names, image sizes and labels. It does not depend on where the data set lies.
     """
 
@@ -92,5 +98,5 @@ class DatasetIndex:
         ]
         for kind, count in self.problem_counts().items():
             example = next(problem for problem in self.problems if problem.kind == kind)
-            lines.append(f"  {kind}: {count}, such as {example.where}: {example.detail}")
+            lines.append(f"  {kind}: {count}, such as {example.where}: {printable(example.detail)}")
         return "\n".join(lines)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Collection, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -17,8 +16,7 @@ from data.labels import build_index
 from data.loader import Batch, DetectionLoader, create_loader
 from utils.errors import UserError
 from utils.logging import LOGGER
-
-NO_LABELS = np.zeros((0, 5), np.float32)
+from utils.text import shown_path
 
 
 class MixedLoader:
@@ -100,19 +98,18 @@ def add_unlabelled(
     """
     if labelled.dataset.rect:
         raise UserError("--unlabeled needs square batches; leave --rect out")
-    if not Path(folder).exists():
-        raise UserError(f"--unlabeled {str(folder)!r} does not exist; name a folder of images, or a .txt list")
-    index = build_index([Path(folder)], sys.maxsize, quiet=True, prefix="unlabeled")
+    if not os.path.exists(folder):
+        raise UserError(f"--unlabeled {shown_path(folder)} does not exist; name a folder of images, or a .txt list")
+    index = build_index([Path(folder)], 1, labels=False, prefix="unlabeled")
     hidden = {os.path.realpath(path) for path in withheld}
     kept = [record for record in index.records if os.path.realpath(record.path) not in hidden]
     if not kept:
-        raise UserError(f"--unlabeled {str(folder)!r} holds nothing but validation images; name other images")
+        raise UserError(f"--unlabeled {shown_path(folder)} holds nothing but validation images; name other images")
     left_out = len(index.records) - len(kept)
     LOGGER.info(
         f"unlabeled: {len(kept)} images" + (f"; {left_out} left out, they are for validation" if left_out else "")
     )
-    index = replace(index, records=[replace(record, labels=NO_LABELS, segments=()) for record in kept])
-    dataset = DetectionDataset(index, labelled.dataset.img_size, augment, seed=seed)
+    dataset = DetectionDataset(replace(index, records=kept), labelled.dataset.img_size, augment, seed=seed)
     share = -(-len(dataset) // world_size)
     loader = create_loader(
         dataset, min(batch_size, share), workers=workers, seed=seed, rank=rank, world_size=world_size, drop_last=True

@@ -13,6 +13,7 @@ from PIL import Image
 import data.labels
 from data.audit import find_boxes_beyond_edge, find_repeated_images
 from data.audit import main as audit
+from data.decode import decode_image
 from data.images import check_image, find_images
 from data.index_cache import cache_locations
 from data.label_rows import label_path, parse_labels
@@ -123,12 +124,8 @@ class TestImages:
         exif[0x0112] = orientation
         Image.fromarray(np.zeros((20, 50, 3), np.uint8)).save(path, exif=exif)
         check = check_image(str(path))
-        image = cv2.imread(str(path), cv2.IMREAD_COLOR)
-        if image is None:  # some versions of OpenCV refuse a turned TIFF
-            assert check.kind == "unreadable image"
-        else:
-            assert (check.height, check.width) == image.shape[:2]
-            assert check.kind == ("" if orientation == 1 else "rotated by EXIF")
+        assert (check.height, check.width) == decode_image(str(path)).shape[:2]
+        assert check.kind == ("" if orientation == 1 else "rotated by EXIF")
 
     def test_jpeg_is_turned(self, tmp_path: Path) -> None:
         exif = Image.Exif()
@@ -171,7 +168,7 @@ class TestImages:
         (tmp_path / "list.txt").write_text("\n".join(lines))
         found, rejected = find_images([tmp_path / "list.txt"])
         assert found == [a, b, c]
-        assert [kind for _, kind in rejected] == ["missing image", "not an image"]
+        assert [problem.kind for problem in rejected] == ["missing image", "not an image"]
 
     def test_source_of_a_wrong_sort(self, tmp_path: Path) -> None:
         with pytest.raises(UserError, match="do not exist"):
