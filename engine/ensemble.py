@@ -12,6 +12,8 @@ from engine.backends import ExportedModel
 from engine.checkpoint import load_model
 from engine.exported import exported_kind
 from utils.errors import UsageError, UserError
+from utils.logging import LOGGER
+from utils.names import class_order, quoted, unnamed
 
 
 class Ensemble(nn.Module):
@@ -38,6 +40,67 @@ class Ensemble(nn.Module):
         """The decoded predictions of all models, one after the other; there are no common raw maps."""
         decoded = [model(images, augment=augment)[0] for model in self.models]
         return torch.cat(decoded, dim=2 if self.nms_layout == "yolov8" else 1), None
+
+
+class Reordered(nn.Module):
+    """A detector whose classes stand in another order: in that of a data set, or of another detector.
+
+    Attributes: as a Model's, with the new names.
+
+    Args:
+        model: the detector.
+        names: the class names of the new order.
+        order: for each of them its index among the model's own classes.
+    """
+
+    places: Tensor
+
+    def __init__(self, model: nn.Module, names: Sequence[str], order: Sequence[int]) -> None:
+        super().__init__()
+        self.model = model
+        self.names = list(names)
+        given: Any = model
+        self.nc: int = given.nc
+        self.stride: Tensor = given.stride
+        self.nms_layout: str = given.nms_layout
+        self.input_hw = fixed_input(model)
+        before = 4 if self.nms_layout == "yolov8" else 5  # a box, and objectness
+        places = torch.tensor([*range(before), *(before + index for index in order)])
+        self.register_buffer("places", places, persistent=False)
+
+    def forward(self, images: Tensor, augment: bool = False) -> tuple[Tensor, None]:
+        """The decoded predictions, and None for the raw maps, which are in the model's own order."""
+        decoded = self.model(images, augment=augment)[0]
+        places = self.places.to(decoded.device)
+        return decoded.index_select(1 if self.nms_layout == "yolov8" else 2, places), None
+
+
+def with_names(model: Any, names: Sequence[str], who: str, others: str) -> Any:
+    """A detector with the classes of a list of names: equal names in another order are put into it.
+
+    Classes that are only called otherwise keep their index, with a word.
+
+    Args:
+        model: a detector of as many classes.
+        names: what its classes shall be.
+        who: where `names` come from.
+        others: what the detector is called.
+
+    Raises:
+        UserError: some names stand at another index and others are not in both lists.
+    """
+    order = class_order(names, model.names, who, others)
+    if order is not None:
+        LOGGER.info(f"the classes of {others} stand in another order than in {who}: matched by name")
+        return Reordered(model, names, order).eval()
+    renamed = [(own, new) for own, new in zip(model.names, names) if own.strip().casefold() != new.strip().casefold()]
+    if renamed and not unnamed(model.names):
+        own, new = renamed[0]
+        LOGGER.warning(
+            f"warning: class names differ, {quoted([own])} in {others} is {quoted([new])} in {who} "
+            f"({len(renamed)} of {len(names)} classes): taken for the same by index"
+        )
+    return model
 
 
 def fixed_input(model: nn.Module) -> tuple[int, int] | None:
@@ -77,4 +140,7 @@ def load_detector(
         ):
             if own != first:
                 raise UserError(f"--weights {path} has {what} {own}, but {weights[0]} has {first}; they cannot vote")
-    return models[0] if len(models) == 1 else Ensemble(models).eval()
+    if len(models) == 1:
+        return models[0]
+    voters = [with_names(m, models[0].names, f"--weights {weights[0]}", path) for path, m in zip(weights, models)]
+    return Ensemble(voters).eval()

@@ -11,6 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from data.loader import Batch, DetectionLoader
+from data.records import ImageRecord
 from utils.boxes import cxcywh_to_xyxy, scale_boxes
 from utils.coco_eval import CocoEvaluator, CocoResult
 from utils.confusion import ConfusionMatrix
@@ -19,8 +21,10 @@ from utils.logging import progress as progress_bar
 from utils.metrics import CONVENTIONS, ClassMetrics, Convention, class_metrics, fitness, match_detections
 from utils.nms import non_max_suppression
 from utils.plots import plot_batch, plot_confidence_curves, plot_confusion_matrix, plot_pr_curves
+from utils.text import printable
 
 NUM_PLOTTED_BATCHES = 3
+MAX_NAME = 32  # characters of a class name in the table
 
 Criterion = Callable[[Any, Tensor], tuple[Tensor, Mapping[str, Tensor]]]
 
@@ -45,6 +49,7 @@ class EvalResult:
         speed: milliseconds per image of the steps preprocess, inference and nms.
         num_images: images evaluated.
         labels_per_class: (nc,) boxes of ground truth.
+        origin: the program, with its version, whose figures `own` are.
     """
 
     names: tuple[str, ...]
@@ -55,6 +60,7 @@ class EvalResult:
     speed: dict[str, float]
     num_images: int
     labels_per_class: np.ndarray
+    origin: str = ""
 
     @property
     def num_labels(self) -> int:
@@ -87,7 +93,8 @@ class EvalResult:
     def table(self, verbose: bool = False) -> str:
         """The figures as lines of text; with `verbose`, a line for each class that has ground truth."""
         precision, recall, own_ap50, own_ap = self.own.means
-        width = max(8, *(len(name) for name in self.names)) if verbose and self.names else 8
+        names = [printable(name, MAX_NAME) for name in self.names]
+        width = max(8, *(len(name) for name in names)) if verbose and names else 8
         lines = [f"{'class':>{width}}{'images':>9}{'labels':>9}" + "".join(f"{h:>9}" for h in ("P", "R", "AP50", "AP"))]
 
         def add(name: str, labels: int, *values: float) -> None:
@@ -98,13 +105,14 @@ class EvalResult:
             for k, index in enumerate(self.own.classes):
                 ap50, ap = self.coco.per_class_ap50[index], self.coco.per_class_ap[index]
                 labels = int(self.labels_per_class[index])
-                add(self.names[index], labels, self.own.precision[k], self.own.recall[k], ap50, ap)
+                add(names[index], labels, self.own.precision[k], self.own.recall[k], ap50, ap)
         coco = self.coco
         lines.append(
             f"COCO: AP {coco.ap:.4f}  AP50 {coco.ap50:.4f}  AP75 {coco.ap75:.4f}  small {coco.ap_small:.4f}  "
             f"medium {coco.ap_medium:.4f}  large {coco.ap_large:.4f}  AR100 {coco.ar_100:.4f}"
         )
-        lines.append(f"By the family's own formula: mAP@.5 {own_ap50:.4f}  mAP@.5:.95 {own_ap:.4f}")
+        formula = f"By the family's own formula ({self.origin})" if self.origin else "By the family's own formula"
+        lines.append(f"{formula}: mAP@.5 {own_ap50:.4f}  mAP@.5:.95 {own_ap:.4f}")
         lines.append("Speed: " + ", ".join(f"{step} {ms:.1f} ms" for step, ms in self.speed.items()) + " per image")
         return "\n".join(lines)
 
@@ -199,13 +207,14 @@ class _Figures:
             speed=detector.speed(),
             num_images=self.num_images,
             labels_per_class=np.bincount(classes.astype(int), minlength=len(self.names)),
+            origin=self.convention.origin,
         )
 
 
 @torch.no_grad()
 def evaluate(
     model: nn.Module,
-    loader: Any,
+    loader: DetectionLoader | Iterable[Batch],
     *,
     names: Sequence[str],
     device: torch.device,
@@ -227,7 +236,8 @@ def evaluate(
 
     Args:
         model: gives `(decoded, raw)` in evaluation; its `nms_layout` names the layout of `decoded` (utils.nms.LAYOUTS).
-        loader: batches of uint8 images, as data.loader gives.
+        loader: batches. Those of a data set without augmentation are measured against its labels as they are in the
+            files, others against their targets, which have been through the network's input.
         names: class names, one for each class of the model.
         device: where the model is.
         conf_thres, iou_thres, max_det: of the suppression.
@@ -251,7 +261,7 @@ def evaluate(
     batches = progress_bar(loader, desc="evaluating", enabled=progress)
     training = model.training
     model.eval()
-    _run(detector, figures, batches, _records(loader), writers, plot_dir)
+    _run(detector, figures, batches, labelled_records(loader), writers, plot_dir)
     model.train(training)
     result = figures.result(detector)
     if plot_dir:
@@ -262,8 +272,8 @@ def evaluate(
 def _run(
     detector: _Detector,
     figures: _Figures,
-    batches: Iterable[Any],
-    records: Mapping[str, Any],
+    batches: Iterable[Batch],
+    records: Mapping[str, ImageRecord],
     writers: Sequence[Writer],
     plot_dir: Path | None,
 ) -> None:
@@ -279,14 +289,15 @@ def _run(
                 writer(batch.paths[i], batch.shapes[i].original_hw, found)
 
 
-def _records(loader: Any) -> dict[str, Any]:
-    """The data set's records by path, where the loader has any: ground truth as labelled."""
-    index = getattr(getattr(loader, "dataset", None), "index", None)
-    return {record.path: record for record in index.records} if index else {}
+def labelled_records(loader: DetectionLoader | Iterable[Batch]) -> dict[str, ImageRecord]:
+    """The records of a loader's images by their path; none where its batches are not of images as they are."""
+    if not isinstance(loader, DetectionLoader) or loader.dataset.augment is not None:
+        return {}
+    return {record.path: record for record in loader.dataset.records}
 
 
 def _in_original_pixels(
-    batch: Any, i: int, rows: Tensor, records: Mapping[str, Any]
+    batch: Batch, i: int, rows: Tensor, records: Mapping[str, ImageRecord]
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Detections (n, 6), true boxes (m, 4) and their classes (m,) of image `i`, in pixels of the original image."""
     input_hw, shape = tuple(batch.images.shape[2:]), batch.shapes[i]

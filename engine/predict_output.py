@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import os
 import re
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -15,15 +16,18 @@ from typing import IO, Any
 import cv2
 import numpy as np
 
-from data.sources import Frame
+from data.sources import VIDEO_SUFFIXES, Frame, is_stream_address
 from utils.boxes import clip_boxes, cxcywh_to_xyxy, xyxy_to_cxcywh
 from utils.errors import UserError
 from utils.logging import LOGGER
+from utils.output_names import OutputNames, file_name, folded
 from utils.paths import replacing
 from utils.plots import draw_boxes
+from utils.text import printable, shown_path
 
 WRITABLE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 CSV_COLUMNS = ("image", "frame", "class", "name", "confidence", "x1", "y1", "x2", "y2")
+RESERVED_NAMES = frozenset({"con", "prn", "aux", "nul", *(f"{port}{n}" for port in ("com", "lpt") for n in range(10))})
 CROP_GAIN, CROP_MARGIN = 1.02, 10  # a crop is larger than its box by 2 % and by 10 pixels
 
 
@@ -34,10 +38,12 @@ class OutputOptions:
     Attributes:
         save_images: pictures and videos with boxes drawn.
         save_txt: a label file for each image or frame with detections, labels/<stem>.txt or labels/<stem>_<frame>.txt:
-            rows `class cx cy w h`, normalised, the least confident first.
+            rows `class cx cy w h`, normalised, the least confident first. Here as below, files with equal stems are
+            told apart by more of their paths, see `utils.output_names`.
         save_conf: a confidence at the end of each row.
         save_csv: all detections in predictions.csv, in pixels.
-        save_crop: each box's part of the image, crops/<class name>/<stem>.jpg, then <stem>_2.jpg and so on.
+        save_crop: each box's part of the image, crops/<class name>/<stem>.jpg, then <stem>_2.jpg and so on; a number
+            that would give the name of another file is left out.
         line_thickness: of the boxes, in pixels; None follows the size of the image.
         hide_labels: draw boxes without captions.
         hide_conf: draw captions without confidences.
@@ -65,15 +71,19 @@ class ResultWriter:
         folder: the run folder, made when the first frame comes; None writes nothing.
         options: what is written.
         names: class names.
+        paths: all files, cameras and addresses that frames come from.
     """
 
-    def __init__(self, folder: Path | None, options: OutputOptions, names: Sequence[str]) -> None:
+    def __init__(
+        self, folder: Path | None, options: OutputOptions, names: Sequence[str], paths: Iterable[str] = ()
+    ) -> None:
         self.folder = folder
         self.options = options
         self.names = names
-        self._stems: dict[str, str] = {}  # path of a source -> name of what is written about it
+        self._class_folders = class_folders(names)
+        self._stems = OutputNames(paths, _has_frames)
         self._videos: dict[str, Any] = {}
-        self._crops: Counter[Path] = Counter()
+        self._crops: Counter[tuple[int, str]] = Counter()  # class and file -> number of the latest crop
         self._table: IO[str] | None = None
 
     def write(self, frame: Frame, detections: np.ndarray, draw: bool = False) -> np.ndarray | None:
@@ -109,12 +119,12 @@ class ResultWriter:
             self._table.close()
 
     def _write_files(self, folder: Path, frame: Frame, detections: np.ndarray, drawn: np.ndarray | None) -> None:
-        stem = self._stem(frame.path)
+        stem = self._stems[frame.path]
         if self.options.save_txt and len(detections):
             suffix = "" if frame.kind == "image" else f"_{frame.index + 1}"
             (folder / "labels").mkdir(exist_ok=True)
             lines = label_lines(detections, frame.image.shape[:2], self.options.save_conf)
-            with replacing(folder / "labels" / f"{stem}{suffix}.txt") as stream:
+            with replacing(folder / "labels" / file_name(f"{stem}{suffix}", ".txt")) as stream:
                 stream.writelines(f"{line}\n" for line in lines)
         if self.options.save_csv:
             self._write_rows(folder / "predictions.csv", frame, detections)
@@ -123,22 +133,9 @@ class ResultWriter:
         if self.options.save_images and drawn is not None:
             if frame.kind == "image":
                 suffix = Path(frame.path).suffix.lower()
-                _write_image(folder / f"{stem}{suffix if suffix in WRITABLE_SUFFIXES else '.jpg'}", drawn)
+                _write_image(folder / file_name(stem, suffix if suffix in WRITABLE_SUFFIXES else ".jpg"), drawn)
             else:
-                self._write_video(folder / f"{stem}.mp4", frame, drawn)
-
-    def _stem(self, path: str) -> str:
-        """A file name without suffix for a source; a second source of the same name gets a number."""
-        if path not in self._stems:
-            _, is_address, place = path.partition("://")
-            place = place.rpartition("@")[2]  # without user name and password
-            wanted = re.sub(r"[^\w.-]+", "_", place) if is_address else Path(path).stem
-            taken, number = set(self._stems.values()), 2
-            stem = wanted
-            while stem in taken:
-                stem, number = f"{wanted}_{number}", number + 1
-            self._stems[path] = stem
-        return self._stems[path]
+                self._write_video(folder / file_name(_encodable(stem), ".mp4"), frame, drawn)
 
     def _drawn(self, image: np.ndarray, detections: np.ndarray) -> np.ndarray:
         captions = []
@@ -151,7 +148,8 @@ class ResultWriter:
 
     def _write_rows(self, path: Path, frame: Frame, detections: np.ndarray) -> None:
         if self._table is None:
-            self._table = open(path, "w", newline="", encoding="utf-8")  # noqa: SIM115 - open for all frames
+            # Names of files may be no text; their bytes are written as they are.
+            self._table = open(path, "w", newline="", encoding="utf-8", errors="surrogateescape")  # noqa: SIM115
             csv.writer(self._table).writerow(CSV_COLUMNS)
         rows = csv.writer(self._table)
         for x1, y1, x2, y2, confidence, index in detections.tolist():
@@ -163,12 +161,19 @@ class ResultWriter:
         boxes[:, 2:] = boxes[:, 2:] * CROP_GAIN + CROP_MARGIN
         corners = clip_boxes(cxcywh_to_xyxy(boxes), image.shape[:2]).astype(int)
         for (x1, y1, x2, y2), index in zip(corners.tolist(), detections[:, 5].astype(int)):
-            class_folder = folder / re.sub(r"[^\w .-]+", "_", self.names[index])
+            class_folder = folder / self._class_folders[index]
             class_folder.mkdir(parents=True, exist_ok=True)
             if x2 > x1 and y2 > y1:
-                self._crops[class_folder / stem] += 1
-                number = self._crops[class_folder / stem]
-                _write_image(class_folder / f"{stem}{f'_{number}' if number > 1 else ''}.jpg", image[y1:y2, x1:x2])
+                _write_image(class_folder / file_name(self._crop_name(index, stem), ".jpg"), image[y1:y2, x1:x2])
+
+    def _crop_name(self, index: int, stem: str) -> str:
+        """The next name for a crop of a class from a file: no other file's, and no crop's of another."""
+        self._crops[index, stem] += 1
+        if self._crops[index, stem] == 1:
+            return stem
+        while self._stems.is_taken(f"{stem}_{self._crops[index, stem]}"):
+            self._crops[index, stem] += 1
+        return f"{stem}_{self._crops[index, stem]}"
 
     def _write_video(self, path: Path, frame: Frame, drawn: np.ndarray) -> None:
         if frame.path not in self._videos:
@@ -202,9 +207,46 @@ def label_lines(detections: np.ndarray, hw: tuple[int, int], with_confidence: bo
     return [" ".join(f"{value:g}" for value in row) for row in rows.tolist()]
 
 
+def class_folders(names: Sequence[str]) -> list[str]:
+    """The folder of the crops of each class: its name where that is one for a folder, and never another class's."""
+    wanted = []
+    for index, name in enumerate(names):
+        plain = re.sub(r"[^\w .-]+", "_", name)
+        empty, reserved = not plain.strip(" ."), plain.partition(".")[0].strip().casefold() in RESERVED_NAMES
+        wanted.append(f"class_{index}" if empty else f"{plain}_" if reserved else file_name(plain, ""))
+    unchanged = {folded(name) for name, own in zip(wanted, names) if name == own}
+    folders: list[str] = []
+    used: set[str] = set()
+    for index, (folder, name) in enumerate(zip(wanted, names)):
+        if folded(folder) in used or (folder != name and folded(folder) in unchanged):
+            folder = file_name(folder, f"_{index}")
+            while folded(folder) in used | unchanged:
+                folder += "_"
+        used.add(folded(folder))
+        folders.append(folder)
+    return folders
+
+
+def _has_frames(path: str) -> bool:
+    """Whether label files of a source are numbered: those of a video, a camera or a stream."""
+    return is_stream_address(path) or Path(path).suffix.lower() in VIDEO_SUFFIXES
+
+
+def _encodable(name: str) -> str:
+    """A name that OpenCV can take: one whose bytes are no text has a digest of them instead."""
+    text = name.encode("utf-8", "replace").decode()
+    return name if text == name else f"{text.replace('?', '_')}_{hashlib.sha256(os.fsencode(name)).hexdigest()[:8]}"
+
+
 def _write_image(path: Path, image: np.ndarray) -> None:
-    if not cv2.imwrite(str(path), image):
-        raise UserError(f"cannot write the picture {str(path)!r}; free some space or change --project")
+    """Writes by way of memory, because OpenCV cannot open every path and does not say why."""
+    try:
+        encoded, data = cv2.imencode(path.suffix, image)
+    except cv2.error:
+        encoded = False
+    if not encoded:
+        raise UserError(f"cannot write the picture {shown_path(path)}; it may be too large for its format")
+    path.write_bytes(data.tobytes())
 
 
 class Display:
@@ -226,7 +268,7 @@ class Display:
 
     def show(self, frame: Frame, drawn: np.ndarray) -> bool:
         """Shows a picture; False when the user pressed q."""
-        cv2.imshow(frame.path, drawn)
+        cv2.imshow(printable(frame.path), drawn)
         return cv2.waitKey(1) & 0xFF != ord("q")
 
     def close(self) -> None:

@@ -7,6 +7,8 @@ Objects in Context, ECCV 2014; https://cocodataset.org/#detection-eval.
 from __future__ import annotations
 
 import json
+import math
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +20,8 @@ from faster_coco_eval import COCO, COCOeval_faster
 
 from utils.boxes import box_area
 from utils.errors import UserError, unknown_name
+from utils.names import match_names
+from utils.text import printable, shown, shown_path
 
 ArrayLike = np.ndarray | torch.Tensor
 
@@ -102,46 +106,86 @@ class CocoEvaluator:
         return COCO({"images": self._images, "categories": self._categories, "annotations": annotations})
 
 
-def read_annotations(path: Path, names: Sequence[str]) -> tuple[list[int], dict[str, int]]:
-    """The category number of each class name, and the image number of each file stem, of a COCO annotation file.
+def read_annotations(path: Path, names: Sequence[str]) -> tuple[list[int], list[tuple[str, int]]]:
+    """The category number of each class name, and file name and number of each image, of a COCO annotation file.
 
     Raises:
-        UserError: the file is no annotation file, or lacks a class.
+        UserError: the file is no annotation file, lacks a class, or gives several images one number.
     """
-    content = _load_annotations(path)
-    numbers = {category["name"]: int(category["id"]) for category in content["categories"]}
-    for name in names:
-        if name not in numbers:
-            raise unknown_name("category", name, numbers, f"annotation file {str(path)!r}")
-    images = {Path(image["file_name"]).stem: int(image["id"]) for image in content["images"]}
-    return [numbers[name] for name in names], images
+    content, where = _load_annotations(path), f"annotation file {shown_path(path)}"
+    numbers, known = _numbers(content["categories"], "name", where), [entry["name"] for entry in content["categories"]]
+    places = match_names(names, known, "the data set's classes", f"the categories of {where}")
+    for name, place in zip(names, places):
+        if place is None:
+            raise unknown_name("category", name, known, where)
+    images = list(
+        zip((entry["file_name"] for entry in content["images"]), _numbers(content["images"], "file_name", where))
+    )
+    twice = [number for number, count in Counter(number for _, number in images).items() if count > 1]
+    if twice:
+        raise UserError(f"{where}: the number {twice[0]} is that of several images; give each its own")
+    return [numbers[place] for place in places if place is not None], images
 
 
-def evaluate_json(detections: list[dict[str, Any]], path: Path, image_ids: Iterable[Any]) -> CocoResult:
+def _numbers(entries: Sequence[Any], name: str, where: str) -> list[int]:
+    """The `id` of each entry, once it has one and its name is a text."""
+    for entry in entries:
+        if not isinstance(entry, dict) or not isinstance(entry.get(name), str) or type(entry.get("id")) is not int:
+            raise UserError(f"{where}: expected a whole number `id` and a text `{name}`, found {shown(entry)}")
+    return [entry["id"] for entry in entries]
+
+
+def evaluate_json(
+    detections: list[dict[str, Any]], path: Path, image_ids: Iterable[Any], single_class: bool = False
+) -> CocoResult:
     """Detections in COCO's results format against an annotation file, with its crowds and areas.
 
     Args:
         detections: dictionaries of image_id, category_id, bbox (left, top, width, height in pixels) and score.
         path: the annotation file.
         image_ids: the images that were looked at; others in the file do not count.
+        single_class: take all categories for one.
+
+    Raises:
+        UserError: an annotation has no box.
     """
     content, seen = _load_annotations(path), set(image_ids)
     content["images"] = [image for image in content["images"] if image["id"] in seen]
-    content["annotations"] = [truth for truth in content["annotations"] if truth["image_id"] in seen]
+    truth = [_complete(entry, number, path) for number, entry in enumerate(content["annotations"], 1)]
+    content["annotations"] = [entry for entry in truth if entry["image_id"] in seen]
     found = [
         {**record, "id": number, "area": record["bbox"][2] * record["bbox"][3]}
         for number, record in enumerate(detections, 1)
     ]
+    if single_class:
+        content["categories"] = [{"id": 0, "name": "item"}]
+        for entry in (*content["annotations"], *found):
+            entry["category_id"] = 0
     return _evaluate(COCO(content), COCO({**content, "annotations": found}))
+
+
+def _complete(entry: Any, number: int, path: Path) -> dict[str, Any]:
+    """An annotation with what may be left out of it: its number, its area, and that it is no crowd."""
+    box = entry.get("bbox") if isinstance(entry, dict) else None
+    numbers = isinstance(box, list) and all(isinstance(side, int | float) and math.isfinite(side) for side in box)
+    if not numbers or len(box) != 4 or not {"image_id", "category_id"} <= set(entry):
+        raise UserError(
+            f"annotation file {shown_path(path)}: expected an annotation with `image_id`, `category_id` and `bbox`, "
+            f"four numbers, found {shown(entry)}"
+        )
+    return {"area": box[2] * box[3], "iscrowd": 0, **entry, "id": number}
 
 
 def _load_annotations(path: Path) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_text())
-    except ValueError as error:
-        raise UserError(f"annotation file {str(path)!r} is not JSON ({error})") from error
-    if not isinstance(content, dict) or not {"images", "annotations", "categories"} <= set(content):
-        raise UserError(f"annotation file {str(path)!r} must hold images, annotations and categories, as COCO's do")
+        content = json.loads(path.read_text(encoding="utf-8-sig"))
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"annotation file {shown_path(path)} is not JSON ({printable(error, 200)})") from error
+    lists = ("images", "annotations", "categories")
+    if not isinstance(content, dict) or not all(isinstance(content.get(key), list) for key in lists):
+        raise UserError(
+            f"annotation file {shown_path(path)} must hold images, annotations and categories, as COCO's do"
+        )
     return content
 
 

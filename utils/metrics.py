@@ -27,18 +27,23 @@ class Convention:
         recall_to_one: the recall axis ends at 1 rather than right after the last recall. Interpolation up to there
             flatters detectors that stop early.
         smooth: the mean F1 curve is smoothed before its maximum is taken.
+        origin: the program, with its version, that computes them so.
     """
 
     match_once: bool
     recall_to_one: bool
     smooth: bool
+    origin: str = ""
 
 
 CONVENTIONS = {
-    "yolov5": Convention(match_once=False, recall_to_one=True, smooth=True),
-    "yolov7": Convention(match_once=True, recall_to_one=False, smooth=False),
-    "yolov7-v5metric": Convention(match_once=True, recall_to_one=True, smooth=False),
-    "yolov8": Convention(match_once=False, recall_to_one=True, smooth=True),
+    "yolov5": Convention(match_once=False, recall_to_one=True, smooth=True, origin="YOLOv5 7.0"),
+    "yolov7": Convention(match_once=True, recall_to_one=False, smooth=False, origin="YOLOv7 a207844"),
+    "yolov7-v5metric": Convention(
+        match_once=True, recall_to_one=True, smooth=False, origin="YOLOv7 a207844 with --v5-metric"
+    ),
+    # Later versions of ultralytics, 8.4.190 among them, no longer clip boxes to the image before they match them.
+    "yolov8": Convention(match_once=False, recall_to_one=True, smooth=True, origin="ultralytics 8.2.103"),
 }
 
 

@@ -19,6 +19,7 @@ import torch
 
 from utils.boxes import cxcywh_to_xyxy
 from utils.confusion import ConfusionMatrix
+from utils.fonts import drawing_font, legible
 from utils.logging import LOGGER
 from utils.metrics import CONFIDENCES, ClassMetrics
 from utils.paths import replacing
@@ -26,6 +27,7 @@ from utils.paths import replacing
 MOSAIC_SIDE = 1920  # pixels; larger mosaics are scaled down
 MAX_LEGEND = 20  # more classes than this are drawn thin, without a legend
 MAX_CELLS_WITH_NUMBERS = 31
+MAX_NAME = 32  # characters of a class name in a figure
 
 Parameters = ParamSpec("Parameters")
 
@@ -73,21 +75,25 @@ def draw_boxes(
     canvas = np.ascontiguousarray(image).copy()
     side = sum(canvas.shape[:2]) / 2
     line = thickness or max(round(side * 0.0035), 1)
-    font = _font(max(round(side * 0.023), 11))
-    colors = [class_color(int(index)) for index in (np.zeros(len(boxes_xyxy)) if classes is None else classes)]
+    size = max(round(side * 0.023), 11)
+    numbers = [None] * len(boxes_xyxy) if classes is None else [int(index) for index in classes]
+    colors = [class_color(number or 0) for number in numbers]
     corners = np.asarray(boxes_xyxy).reshape(-1, 4).round().astype(int).tolist()
     for (x1, y1, x2, y2), color in zip(corners, colors):
         cv2.rectangle(canvas, (x1, y1), (x2, y2), color, line)
-    for (x1, y1, _, _), color, label in zip(corners, colors, labels):  # on top of all lines
+    for (x1, y1, _, _), color, label, number in zip(corners, colors, labels, numbers):  # on top of all lines
         if label:
-            _draw_caption(canvas, label, x1 - line // 2, y1, color, font)
+            _draw_caption(canvas, legible(label, number), x1 - line // 2, y1, color, size)
     return canvas
 
 
-def _draw_caption(canvas: np.ndarray, text: str, x: int, y: int, color: tuple[int, int, int], font: Any) -> None:
-    """Writes a caption above (x, y), or below where there is no room, moved into the image."""
+def _draw_caption(
+    canvas: np.ndarray, caption: tuple[str, Path], x: int, y: int, color: tuple[int, int, int], size: int
+) -> None:
+    """Writes a text in its font above (x, y), or below where there is no room, moved into the image."""
     from PIL import Image, ImageDraw
 
+    text, font = caption[0], drawing_font(caption[1], size)
     height, width = canvas.shape[:2]
     ascent, descent = font.getmetrics()
     box_h, box_w = ascent + descent, int(font.getlength(text)) + descent
@@ -99,15 +105,6 @@ def _draw_caption(canvas: np.ndarray, text: str, x: int, y: int, color: tuple[in
     picture = Image.fromarray(patch)
     ImageDraw.Draw(picture).text((descent // 2, 0), text, font=font, fill=(0, 0, 0) if dark else (255, 255, 255))
     patch[:] = np.asarray(picture)
-
-
-@functools.lru_cache(maxsize=8)
-def _font(size: int) -> Any:
-    """A scalable font with the letters of most European languages, which OpenCV's own lacks."""
-    import matplotlib
-    from PIL import ImageFont
-
-    return ImageFont.truetype(Path(matplotlib.get_data_path()) / "fonts/ttf/DejaVuSans.ttf", size)
 
 
 @never_fatal
@@ -145,7 +142,7 @@ def plot_batch(
         tile = cv2.resize(tile, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR)
         tile = _draw_targets(tile, boxes[boxes[:, 0] == i], names)
         if len(paths):
-            _draw_caption(tile, Path(paths[i]).name[:40], 0, tile.shape[0], (60, 60, 60), _font(13))
+            _draw_caption(tile, legible(Path(paths[i]).name[:40]), 0, tile.shape[0], (60, 60, 60), 13)
         y, x = i // columns * (size[1] + 2), i % columns * (size[0] + 2)
         mosaic[y : y + size[1], x : x + size[0]] = tile
     _write_image(Path(path), mosaic)
@@ -187,6 +184,14 @@ def open_figure(path: Path, rows: int, columns: int, size: tuple[float, float]) 
     yield axes
     with replacing(path, "wb") as stream:
         figure.savefig(stream, format=path.suffix[1:], dpi=160)
+
+
+def _set_font(text: Any, font: Path) -> None:
+    """Gives a text of a figure, the name of a class, the font that has its letters, and takes it for no formula."""
+    from matplotlib.font_manager import FontProperties
+
+    text.set_font_properties(FontProperties(fname=str(font), size=text.get_fontsize()))
+    text.set_parse_math(False)
 
 
 def _read_columns(path: Path) -> dict[str, np.ndarray]:
@@ -267,19 +272,27 @@ def _best_epoch(columns: Mapping[str, np.ndarray], epochs: np.ndarray) -> float 
 
 
 def _plot_curves(
-    path: Path, x: np.ndarray, curves: np.ndarray, labels: Sequence[str], mean_label: str, axis_names: tuple[str, str]
+    path: Path,
+    x: np.ndarray,
+    curves: np.ndarray,
+    labels: Sequence[tuple[str, Path]],
+    mean_label: str,
+    axis_names: tuple[str, str],
 ) -> None:
     """One thin line for each class (k, 1000) and a bold one for their mean; both axes go from 0 to 1."""
     with open_figure(path, 1, 1, (7.5, 5)) as axes:
         axis = axes[0, 0]
         named = 1 < len(curves) <= MAX_LEGEND
-        for k, (curve, label) in enumerate(zip(curves, labels)):
+        for k, curve in enumerate(curves):
             if len(curves) > 1:
                 color = tuple(channel / 255 for channel in class_color(k)[::-1]) if named else "0.7"
-                axis.plot(x, curve, linewidth=1, color=color, label=label if named else None)
+                axis.plot(x, curve, linewidth=1, color=color, label=f"class {k}" if named else None)
         axis.plot(x, _mean(curves), linewidth=2.5, color="black", label=mean_label)
         axis.set(xlabel=axis_names[0], ylabel=axis_names[1], xlim=(0, 1), ylim=(0, 1.01))
-        axis.legend(fontsize=8, frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0))
+        legend = axis.legend(fontsize=8, frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0))
+        for text, (words, font) in zip(legend.get_texts(), labels if named else ()):
+            text.set_text(words)  # not before: a legend leaves out what begins with _
+            _set_font(text, font)
 
 
 def _mean(curves: np.ndarray) -> np.ndarray:
@@ -290,7 +303,8 @@ def _mean(curves: np.ndarray) -> np.ndarray:
 @never_fatal
 def plot_pr_curves(metrics: ClassMetrics, names: Sequence[str], path: str | Path) -> None:
     """Precision over recall at IoU 0.5, for each class and on average."""
-    labels = [f"{names[c]} {ap:.3f}" for c, ap in zip(metrics.classes, metrics.ap[:, 0])]
+    words = [legible(names[c], int(c), MAX_NAME) for c in metrics.classes]
+    labels = [(f"{name} {ap:.3f}", font) for (name, font), ap in zip(words, metrics.ap[:, 0])]
     mean_label = f"all classes: AP50 {metrics.means[2]:.3f}"
     _plot_curves(Path(path), CONFIDENCES, metrics.pr_curve, labels, mean_label, ("recall", "precision"))
 
@@ -298,7 +312,7 @@ def plot_pr_curves(metrics: ClassMetrics, names: Sequence[str], path: str | Path
 @never_fatal
 def plot_confidence_curves(metrics: ClassMetrics, names: Sequence[str], folder: str | Path) -> None:
     """F1, precision and recall over the confidence threshold, as F1_curve.png, P_curve.png and R_curve.png."""
-    labels = [names[c] for c in metrics.classes]
+    labels = [legible(names[c], int(c), MAX_NAME) for c in metrics.classes]
     curves = {"F1": metrics.f1_curve, "precision": metrics.precision_curve, "recall": metrics.recall_curve}
     for title, file_name in (("F1", "F1_curve.png"), ("precision", "P_curve.png"), ("recall", "R_curve.png")):
         mean = _mean(curves[title])
@@ -310,7 +324,7 @@ def plot_confidence_curves(metrics: ClassMetrics, names: Sequence[str], folder: 
 def plot_confusion_matrix(confusion: ConfusionMatrix, names: Sequence[str], path: str | Path) -> None:
     """Shares of each true class (columns) by what it was taken for (rows)."""
     shares = confusion.normalized()
-    labels = [*names, "background"]
+    labels = [legible(name, index, MAX_NAME) for index, name in enumerate([*names, "background"])]
     side = float(np.clip(2.5 + 0.45 * len(labels), 5, 18))
     with open_figure(Path(path), 1, 1, (side + 1, side)) as axes:
         axis = axes[0, 0]
@@ -323,7 +337,11 @@ def plot_confusion_matrix(confusion: ConfusionMatrix, names: Sequence[str], path
                 axis.text(column, row, text, ha="center", va="center", fontsize=7, color=color)
         ticks = range(len(labels))
         size = 9 if len(labels) <= MAX_CELLS_WITH_NUMBERS else 5
-        axis.set_xticks(ticks, labels, rotation=90, fontsize=size)
-        axis.set_yticks(ticks, labels, fontsize=size)
+        words = [text for text, _ in labels]
+        axis.set_xticks(ticks, words, rotation=90, fontsize=size)
+        axis.set_yticks(ticks, words, fontsize=size)
+        for texts in (axis.get_xticklabels(), axis.get_yticklabels()):
+            for text, (_, font) in zip(texts, labels):
+                _set_font(text, font)
         axis.set(xlabel="true", ylabel="predicted")
         axis.figure.colorbar(picture, ax=axis, shrink=0.8, label="share of the true class")

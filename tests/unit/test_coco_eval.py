@@ -139,6 +139,6 @@ def test_annotation_file_mistakes_are_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="must hold images, annotations and categories"):
         read_annotations(path, [])
     path.write_text(json.dumps({"images": [], "annotations": [], "categories": [{"id": 3, "name": "zebra"}]}))
-    assert read_annotations(path, ["zebra"]) == ([3], {})
+    assert read_annotations(path, ["zebra"]) == ([3], [])
     with pytest.raises(UserError, match="unknown category 'zebras'; did you mean 'zebra'"):
         read_annotations(path, ["zebras"])

@@ -9,14 +9,20 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
-from engine.ensemble import Ensemble
+import engine.evaluate
+from data.labels import build_index
+from engine.build import validation_loader
+from engine.ensemble import Ensemble, with_names
 from engine.evaluate import EvalResult, evaluate
-from engine.writers import CocoWriter, LabelWriter
+from engine.writers import CocoWriter, LabelWriter, annotated_ids, image_ids
+from utils.boxes import cxcywh_to_xyxy
+from utils.coco_eval import CocoEvaluator
 from utils.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -116,22 +122,37 @@ def test_areas_are_those_of_the_original_image() -> None:
     assert enlarged.coco.ap == pytest.approx(1)
 
 
-def test_ground_truth_comes_from_the_records_of_the_data_set() -> None:
-    class WithRecords(Loader):
-        dataset = SimpleNamespace(
-            index=SimpleNamespace(
-                records=[
-                    SimpleNamespace(path=f"/data/images/{i:012d}.jpg", labels=TARGETS[TARGETS[:, 0] == i, 1:].numpy())
-                    for i in range(3)
-                ]
-            )
-        )
+def test_ground_truth_is_as_labelled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Boxes of the files, digit by digit, not as they come back from the network's input."""
+    labels = {
+        "a": [[0, 0.123457, 0.3, 0.07, 0.11]],
+        "b": [[1, 0.7, 0.654321, 0.2, 0.13], [0, 0.5, 0.5, 0.9, 0.3]],
+        "c": [],
+    }
+    sizes = {"a": (97, 61), "b": (333, 501), "c": (40, 40)}  # height, width
+    for stem, rows in labels.items():
+        for folder in ("images", "labels"):
+            (tmp_path / folder).mkdir(exist_ok=True)
+        cv2.imwrite(str(tmp_path / "images" / f"{stem}.png"), np.full((*sizes[stem], 3), 90, np.uint8))
+        lines = [" ".join(f"{value:g}" for value in row) for row in rows]
+        (tmp_path / "labels" / f"{stem}.txt").write_text("\n".join(lines))
+    loader = validation_loader(build_index([tmp_path / "images"], 2, cache=False, quiet=True), 64, 2, 0, 32)
+    seen: list[np.ndarray] = []
 
-    loader = WithRecords((100, 200))
-    for batch in loader:
-        batch.targets = batch.targets[:0]
+    class Recording(CocoEvaluator):
+        def add(self, image_id: int, detections: Any, boxes_xyxy: Any, classes: Any, **others: Any) -> None:
+            seen.append(np.column_stack([classes, boxes_xyxy]))
+            super().add(image_id, detections, boxes_xyxy, classes, **others)
+
+    monkeypatch.setattr(engine.evaluate, "CocoEvaluator", Recording)
     result = run(Oracle(), loader)
-    assert result.num_labels == 3 and result.coco.ap == pytest.approx(1)
+    assert result.num_labels == 3 and result.num_images == 3
+    stems = [Path(record.path).stem for record in loader.dataset.records]
+    for stem, found in zip(stems, seen):
+        height, width = sizes[stem]
+        rows = np.array(labels[stem], np.float32).reshape(-1, 5)
+        expected = cxcywh_to_xyxy(rows[:, 1:]) * np.array([width, height, width, height], np.float32)
+        assert np.array_equal(found, np.column_stack([rows[:, 0], expected]))
 
 
 def test_images_reach_the_model_in_zero_to_one_and_its_precision() -> None:
@@ -236,10 +257,20 @@ def test_label_files_are_named_after_their_images(tmp_path: Path) -> None:
     assert (tmp_path / "labels/a.txt").read_text().startswith("0 0.5 0.5 1 1 0.123456\n")
 
 
+def test_label_files_of_equal_names_are_told_apart(tmp_path: Path) -> None:
+    paths = ["/data/val/a/7.jpg", "/data/val/b/7.jpg", "/data/val/b/8.jpg", "/data/val/b/8.png", "/data/val/a_7.jpg"]
+    writer = LabelWriter(tmp_path / "labels", paths=paths)
+    for path in paths:
+        writer(path, (200, 100), FOUND)
+    found = {path.name for path in (tmp_path / "labels").iterdir()}
+    assert found == {"a_7.txt", "a_7_2.txt", "b_7.txt", "8_jpg.txt", "8_png.txt"}
+
+
 def test_coco_json_holds_upstream_s_fields(tmp_path: Path) -> None:
-    writer = CocoWriter([7, 90])
-    writer("/data/000000000042.jpg", (200, 100), FOUND)
-    writer("/data/field.jpg", (200, 100), FOUND[:1])
+    paths = ["/data/000000000042.jpg", "/data/field.jpg"]
+    writer = CocoWriter([7, 90], image_ids(paths))
+    writer(paths[0], (200, 100), FOUND)
+    writer(paths[1], (200, 100), FOUND[:1])
     writer.save(tmp_path / "out.json")
     records = json.loads((tmp_path / "out.json").read_text())
     assert records[0] == {"image_id": 42, "category_id": 90, "bbox": [10.0, 20.0, 20.0, 40.0], "score": 0.9}
@@ -247,12 +278,106 @@ def test_coco_json_holds_upstream_s_fields(tmp_path: Path) -> None:
     assert records[2]["image_id"] == "field" and writer.seen == [42, "field"]
 
 
-def test_coco_json_takes_numbers_from_an_annotation_file() -> None:
-    writer = CocoWriter([0, 1], {"field": 5})
-    writer("/data/field.jpg", (200, 100), FOUND)
-    assert writer.records[0]["image_id"] == 5
-    with pytest.raises(UserError, match="/data/42.jpg is not in the annotation file"):
-        writer("/data/42.jpg", (200, 100), FOUND)
+@pytest.mark.parametrize(
+    ("paths", "ids"),
+    [
+        (["/d/7.png", "/d/08.png", "/d/x.png"], [7, 8, "x"]),
+        (["/d/7.png", "/d/007.png", "/d/9.png"], ["7", "007", 9]),
+        (["/d/a/7.png", "/d/b/7.png", "/d/b/x.png"], ["a_7", "b_7", "x"]),
+        (["/d/7.png", "/d/\u0667.png"], ["7", "\u0667"]),  # an Arabic seven is a seven too
+    ],
+)
+def test_image_ids_are_unique(paths: list[str], ids: list[int | str]) -> None:
+    assert list(image_ids(paths).values()) == ids
+
+
+@pytest.mark.parametrize(
+    ("paths", "images", "ids"),
+    [
+        (["/d/val/field.jpg"], [("field.jpg", 5), ("x.jpg", 1)], [5]),
+        (["/d/val/a/0.png", "/d/val/b/0.png"], [("b/0.png", 2), ("a/0.png", 1)], [1, 2]),
+        (["/d/val/a/0.png", "/d/val/b/0.png"], [("a\\0.png", 1), ("b\\0.png", 2)], [1, 2]),
+        (["/d/a/0.png", "/d/b/0.png"], [("/other/set/a/0.jpg", 1), ("/other/set/b/0.jpg", 2)], [1, 2]),
+        (["/d/0.jpg", "/d/0.png"], [("0.png", 1), ("0.jpg", 2)], [2, 1]),
+        (["/d/a/0.png", "/d/b/0.png"], [("0.png", 1), ("b/0.png", 2)], [1, 2]),  # the longer name first
+        (["/d/images/0.png"], [("val2017/0.jpg", 3)], [3]),
+    ],
+)
+def test_images_are_found_in_an_annotation_file(
+    paths: list[str], images: list[tuple[str, int]], ids: list[int]
+) -> None:
+    found = annotated_ids(paths, images, "a.json")
+    assert [found[path] for path in paths] == ids
+
+
+@pytest.mark.parametrize(
+    ("paths", "images", "message"),
+    [
+        (["/d/42.jpg"], [("field.jpg", 5)], "image '/d/42.jpg' is not in the annotation file a.json"),
+        (
+            ["/d/a/0.png", "/d/b/0.png"],
+            [("0.png", 1)],
+            "'0.png' may be the image '/d/b/0.png', but also '/d/a/0.png';",
+        ),
+        (["/d/a/0.png"], [("0.png", 1), ("0.png", 2)], "but also entries 1 and 2; its names are not unique"),
+        (["/d/a/0.png", "/d/b/0.png"], [("x/0.png", 1), ("y/0.png", 2)], "but also entries 1 and 2; its names are not"),
+        (["/d/a/0.png", "/d/b/0.png"], [("b/0.png", 1)], "image '/d/a/0.png' is not in the annotation file"),
+    ],
+)
+def test_an_image_that_may_be_several_is_an_error(
+    paths: list[str], images: list[tuple[str, int]], message: str
+) -> None:
+    with pytest.raises(UserError, match=message):
+        annotated_ids(paths, images, "a.json")
+
+
+# ------------------------------------------------------------------------------------------------ class names
+
+
+@pytest.mark.parametrize("layout", ["yolov5", "yolov8"])
+def test_classes_in_another_order_are_put_into_that_of_the_data_set(layout: str) -> None:
+    """The model says cat, dog; the data set's labels say dog, cat, so its numbers are the others."""
+    model = Oracle(swap=1, nms_layout=layout)
+    assert run(model).coco.ap == 0
+    model = Oracle(swap=1, nms_layout=layout)
+    reordered = with_names(model, ["dog", "cat"], "the data set", "the model")
+    assert run(reordered, names=reordered.names).coco.ap == pytest.approx(1)
+    assert reordered.names == ["dog", "cat"] and reordered.nms_layout == layout
+
+
+def test_voters_are_brought_to_one_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    models = {"a.pt": Oracle(), "b.pt": Oracle(swap=1)}
+    models["b.pt"].names = ["dog", "cat"]
+    monkeypatch.setattr(engine.ensemble, "load_model", lambda path, *_, **__: models[path])
+    ensemble = engine.ensemble.load_detector(["a.pt", "b.pt"], CPU)
+    assert run(ensemble).coco.ap == pytest.approx(1) and ensemble.names == NAMES
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (["cat", "dog"], ""),
+        (["Cat ", "DOG"], ""),
+        (["0", "1"], ""),
+        (["cat", "wolf"], "'dog' in w.pt is 'wolf' in d.yaml (1 of 2 classes): taken for the same by index"),
+    ],
+)
+def test_other_names_in_the_same_order_are_the_same_model(
+    names: list[str], message: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine.ensemble.LOGGER, "propagate", True)
+    model = Oracle()
+    assert with_names(model, names, "d.yaml", "w.pt") is model
+    assert message in caplog.text and (bool(message) or names == ["0", "1"] or not caplog.text)
+
+
+def test_an_order_that_cannot_be_known_is_an_error() -> None:
+    model = Oracle()
+    with pytest.raises(UserError, match="class 0 of d.yaml is 'dog', which is class 1 of w.pt; the order differs, and"):
+        with_names(model, ["dog", "wolf"], "d.yaml", "w.pt")
+    model.names = ["Dog", "dog "]
+    with pytest.raises(UserError, match="d.yaml 'dog' and w.pt 'Dog', 'dog ' cannot be told apart by name"):
+        with_names(model, ["dog", "cat"], "d.yaml", "w.pt")
 
 
 def test_help_is_instant() -> None:

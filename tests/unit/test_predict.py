@@ -19,7 +19,7 @@ from data.sources import Frame
 from engine import predict
 from engine.checkpoint import save_checkpoint
 from engine.predict import PredictOptions, Predictor, PredictResult, run_predict, summarize
-from engine.predict_output import Display, OutputOptions, ResultWriter, label_lines
+from engine.predict_output import Display, OutputOptions, ResultWriter, class_folders, label_lines
 from tests.golden import ROOT
 from tests.unit.test_checkpoint import payload, tiny
 from tests.unit.test_sources import write_image, write_video
@@ -213,8 +213,88 @@ def test_same_names_do_not_overwrite_one_another(tmp_path: Path, oracle: Oracle)
         write_image(tmp_path / name, 90, (200, 400))
     run(tmp_path, f"{tmp_path}/in/**/*", OutputOptions(save_txt=True))
     assert files(tmp_path / "runs" / "exp") == [
-        "a.png", "a_2.jpg", "a_3.png", "labels/a.txt", "labels/a_2.txt", "labels/a_3.txt"
+        "labels/x_a.txt", "labels/y_a_jpg.txt", "labels/y_a_png.txt", "x_a.png", "y_a_jpg.jpg", "y_a_png.png"
     ]  # fmt: skip
+
+
+def test_no_crop_takes_the_place_of_another(tmp_path: Path) -> None:
+    """Two dogs in each picture: the second of x must not be called x_2, which is the first of x_2."""
+    paths = [f"in/{name}.png" for name in ("x", "x_2", "x_3")]
+    writer = ResultWriter(tmp_path / "out", OutputOptions(save_images=False, save_crop=True), ["dog"], paths)
+    for number, path in enumerate(paths):
+        found = np.array([[5, 5, 25, 25, 0.9, 0], [30, 30, 50, 50, 0.8, 0]], np.float32)
+        writer.write(Frame(np.full((60, 60, 3), 40 * number, np.uint8), path), found)
+    assert files(tmp_path / "out") == [f"crops/dog/{name}.jpg" for name in ("x", "x_2", "x_2_2", "x_3", "x_3_2", "x_4")]
+    assert cv2.imread(str(tmp_path / "out/crops/dog/x_4.jpg")).max() < 10, "the second dog of x, which is black"
+
+
+def test_pictures_beside_the_frames_of_a_video_keep_their_names(tmp_path: Path, oracle: Oracle) -> None:
+    write_image(tmp_path / "in" / "clip_1.png", 90, (200, 400))
+    write_image(tmp_path / "in" / "clip_01.png", 90, (200, 400))
+    write_video(tmp_path / "in" / "clip.avi", 2, 12.0)
+    run(tmp_path, tmp_path / "in", OutputOptions(save_txt=True, save_images=False))
+    assert files(tmp_path / "runs" / "exp") == [
+        f"labels/{name}.txt" for name in ("clip_01", "clip_1", "clip_avi_1", "clip_avi_2")
+    ]
+
+
+@pytest.mark.parametrize(
+    ("names", "folders"),
+    [
+        (["person", "fire truck", "st."], ["person", "fire truck", "st."]),
+        (["..", ".", "", " "], ["class_0", "class_1", "class_2", "class_3"]),
+        (["a/b", "a_b", "a\\b"], ["a_b_0", "a_b", "a_b_2"]),
+        (["con", "NUL.txt", "console"], ["con_", "NUL.txt_", "console"]),
+        (["\x1b[2J", "../../x", "crane", "crane"], ["_2J", ".._.._x", "crane", "crane_3"]),
+        (["class_1", ".."], ["class_1", "class_1_1"]),
+        (["红色", "绿色"], ["红色", "绿色"]),
+    ],
+)
+def test_every_class_has_a_folder_of_its_own_below_the_crops(
+    names: list[str], folders: list[str], tmp_path: Path
+) -> None:
+    assert class_folders(names) == folders
+    writer = ResultWriter(tmp_path / "out", OutputOptions(save_images=False, save_crop=True), names, ["x.png"])
+    found = np.array([[5, 5, 25, 25, 0.9, index] for index in range(len(names))], np.float32)
+    writer.write(Frame(np.zeros((60, 60, 3), np.uint8), "x.png"), found)
+    assert files(tmp_path) == sorted(f"out/crops/{folder}/x.jpg" for folder in folders)
+
+
+def test_a_very_long_class_name_has_a_folder_too(tmp_path: Path) -> None:
+    first, second = class_folders(["x" * 300 + "a", "x" * 300 + "b"])
+    assert first != second and max(len(first), len(second)) <= 255
+
+
+def test_file_names_that_are_no_text_are_written_about(tmp_path: Path) -> None:
+    path = os.fsdecode(b"in/\xff\xfe.png")
+    writer = ResultWriter(tmp_path, EVERYTHING, ["dog"], [path, "in/clip\udcff.avi"])
+    image, found = np.zeros((60, 60, 3), np.uint8), np.array([[5, 5, 25, 25, 0.9, 0]], np.float32)
+    writer.write(Frame(image, path), found)
+    writer.write(Frame(image, "in/clip\udcff.avi", 0, 1, "video", 5.0), found)
+    writer.close()
+    assert os.fsdecode(b"labels/\xff\xfe.txt") in files(tmp_path) and len(files(tmp_path)) == 7
+    assert b"\xff\xfe.png" in (tmp_path / "predictions.csv").read_bytes()
+
+
+def test_class_names_reach_no_terminal_as_commands() -> None:
+    line = summarize(PredictResult(None, 1, {"\x1b[2Jdog\n" + "x" * 500: 2}, {}, ()))
+    assert line.startswith("1 images: 2 x ?[2Jdog?xxx") and len(line) < 120
+
+
+def test_names_of_a_data_file_in_another_order_are_followed(
+    tmp_path: Path, oracle: Oracle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_image(tmp_path / "a.png", 90, (200, 400))
+    names = list(oracle.names)
+    usual = run(tmp_path, tmp_path / "a.png", OutputOptions(save_images=False, save_csv=True))
+    (tmp_path / "d.yaml").write_text(f"names: {list(reversed(names))}")
+    found = run(
+        tmp_path, tmp_path / "a.png", OutputOptions(save_images=False, save_csv=True), data=str(tmp_path / "d.yaml")
+    )
+    assert found.counts == usual.counts and usual.folder and found.folder
+    for column, same in (("name", True), ("class", False)):
+        tables = [list(csv.DictReader((folder / "predictions.csv").open())) for folder in (usual.folder, found.folder)]
+        assert ([r[column] for r in tables[0]] == [r[column] for r in tables[1]]) is same
 
 
 def test_run_folders_count_and_exist_ok_reuses(tmp_path: Path, oracle: Oracle) -> None:
