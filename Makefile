@@ -1,6 +1,7 @@
 # make demo   set up, then teacher, baseline and distilled student on the built-in data set, with a table and pictures
 # make test   set up, then the tests            make test-slow   the longer ones
 # make check  ruff, mypy, import directions     make clean       forget the virtual environment of these requirements
+# make fuzz   set up, then ten minutes for each reader of foreign files; SECONDS=60 READER=checkpoint for less
 
 PYTHON ?= python3
 HASH := $(shell cat requirements.txt requirements-dev.txt | sha256sum | cut -c1-12)
@@ -8,7 +9,11 @@ VENV ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/yolo-distill/venv-$(HASH)
 PY := $(VENV)/bin/python
 READY := $(VENV)/.ready
 
-.PHONY: demo test test-slow check env clean
+# Of `make fuzz`, for each reader
+SECONDS ?= 600
+READER ?= all
+
+.PHONY: demo test test-slow check fuzz env clean
 
 env: $(READY)
 
@@ -33,6 +38,11 @@ check: $(READY)
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
 	$(PY) -m pytest tests/unit/test_imports.py
+
+# Where atheris cannot be installed, the fuzzer says so and takes its own loop.
+fuzz: $(READY)
+	-$(VENV)/bin/pip install --quiet --disable-pip-version-check -r requirements-fuzz.txt
+	$(PY) -m fuzz $(READER) --seconds $(SECONDS)
 
 clean:
 	rm -rf $(VENV)

@@ -16,6 +16,7 @@ ALLOWED = {
     "losses": {"utils"},
     "data": {"utils"},
     "engine": {"models", "losses", "data", "distill", "pruning", "utils"},
+    "fuzz": {"engine", "models", "losses", "data", "distill", "pruning", "utils"},
 }
 SOURCES = sorted(p for package in ALLOWED for p in (ROOT / package).rglob("*.py")) + sorted(ROOT.glob("*.py"))
 
@@ -38,6 +39,8 @@ def test_structure(path: Path) -> None:
     if package in ALLOWED:
         wrong = (imported_packages(tree) & set(ALLOWED)) - ALLOWED[package] - {package}
         assert not wrong, f"{path.name} of {package}/ imports {sorted(wrong)}"
+    else:
+        assert "fuzz" not in imported_packages(tree), f"{path.name} imports the fuzzer"
     assert text.count("\n") <= 400, "a file of more than 400 lines is two things"
     for node in ast.walk(tree):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
