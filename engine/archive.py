@@ -8,23 +8,21 @@ from __future__ import annotations
 
 import io
 import struct
-import zipfile
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
 import torch
 
 from engine.filetype import SNIFFED_BYTES, describe_wrong_file
+from engine.zip_directory import CutShort, ZipEntry, ZipError, read_directory, read_stored
 from utils.errors import UserError
 from utils.paths import existing_file
+from utils.text import shown
 
-MAX_ENTRIES = 100_000  # the largest published checkpoints have a few thousand
-MAX_DIRECTORY_BYTES = 32 << 20
 MAX_PICKLE_BYTES = 64 << 20  # structure only; weights are separate entries
 LEGACY_MAGIC = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."  # a pickle of the number that opens the older stream
+LONGEST_ORDER = 80
 ZIP_MAGIC = b"PK\x03\x04"
-ZIP_END = b"PK\x05\x06"
-ZIP64_END = b"PK\x06\x06"
 
 
 class PickleStream(Protocol):
@@ -93,93 +91,65 @@ class ZipArchive:
     def __init__(self, path: Path, stream: BinaryIO) -> None:
         self.path = path
         self.size = path.stat().st_size
-        self._check_directory_size(stream)
-        try:
-            self._zip = zipfile.ZipFile(stream)
-        except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError, struct.error) as error:
-            raise damaged(path, f"its zip directory cannot be read ({error})") from error
+        self._stream = stream
         self._entries = self._checked_entries()
         self._storages: dict[str, torch.Tensor] = {}
-        order = self._read("byteorder") if "byteorder" in self._entries else b"little"
-        if order.strip() != b"little":
+        order = self._entries.get("byteorder")
+        if order and (order.size > LONGEST_ORDER or self._read("byteorder").strip() != b"little"):
             raise UserError(
                 f"checkpoint {str(path)!r} was written on a big-endian machine; save it again on a common one"
             )
 
-    def _check_directory_size(self, stream: BinaryIO) -> None:
-        """Refuses a directory too large to be a checkpoint's before the zip reader takes it into memory."""
-        stream.seek(max(self.size - (1 << 16) - 22, 0))
-        tail = stream.read()
-        end = tail.rfind(ZIP_END)
-        if end < 0 or end + 22 > len(tail):
-            raise UserError(
-                f"checkpoint {str(self.path)!r} is cut short (the zip directory at its end is missing); "
-                "copy or download it again"
-            )
-        (directory,) = struct.unpack_from("<L", tail, end + 12)
-        zip64 = end - 76  # its 56-byte record and 20-byte locator precede the common end record
-        if zip64 >= 0 and tail.startswith(ZIP64_END, zip64):
-            (directory,) = struct.unpack_from("<Q", tail, zip64 + 40)
-        if directory > MAX_DIRECTORY_BYTES:
-            raise damaged(self.path, f"its zip directory of {directory} bytes is larger than any checkpoint's")
-        stream.seek(0)
-
-    def _checked_entries(self) -> dict[str, zipfile.ZipInfo]:
+    def _checked_entries(self) -> dict[str, ZipEntry]:
         """The entries by their name below the root folder, once all of them are seen to be plain and in bounds."""
-        infos = self._zip.infolist()
-        if len(infos) > MAX_ENTRIES:
-            raise damaged(self.path, f"{len(infos)} entries, at most {MAX_ENTRIES} are read")
-        root = infos[0].filename.partition("/")[0] if infos else ""
-        names = {info.filename for info in infos}
+        try:
+            found = read_directory(self._stream, self.size)
+        except CutShort as error:
+            raise UserError(
+                f"checkpoint {str(self.path)!r} is cut short ({error}); copy or download it again"
+            ) from error
+        except ZipError as error:
+            raise damaged(self.path, str(error)) from error
+        root = found[0].name.partition("/")[0] if found else ""
+        names = {entry.name for entry in found}
         if f"{root}/constants.pkl" in names or any(name.startswith(f"{root}/code/") for name in names):
             raise UserError(
                 f"{str(self.path)!r} is a TorchScript export, not a checkpoint; give the .pt file that it was made from"
             )
         if f"{root}/data.pkl" not in names:
-            inside = sorted(name[:80] for name in names if name.endswith((".pt", ".pth")))
-            remedy = f"unpack it and give {inside[0]!r} inside" if inside else "give a .pt file"
+            inside = sorted(name for name in names if name.endswith((".pt", ".pth")))
+            remedy = f"unpack it and give {shown(inside[0])} inside" if inside else "give a .pt file"
             raise UserError(
                 f"{str(self.path)!r} is a zip file but not a PyTorch checkpoint (it has no data.pkl); {remedy}"
             )
-        entries: dict[str, zipfile.ZipInfo] = {}
-        for info in infos:
-            self._check_entry(info, root)
-            name = info.filename.partition("/")[2]
+        entries: dict[str, ZipEntry] = {}
+        for entry in found:
+            self._check_entry(entry, root)
+            name = entry.name.partition("/")[2]
             if name in entries:
-                raise damaged(self.path, f"two entries are named {info.filename[:80]!r}")
-            entries[name] = info
-        if sum(info.file_size for info in infos) > self.size:
-            raise damaged(self.path, f"its entries claim more than the {self.size} bytes of the file")
-        if entries["data.pkl"].file_size > MAX_PICKLE_BYTES:
+                raise damaged(self.path, f"two entries are named {shown(entry.name)}")
+            entries[name] = entry
+        if entries["data.pkl"].size > MAX_PICKLE_BYTES:
             raise damaged(
-                self.path, f"its data.pkl of {entries['data.pkl'].file_size} bytes is larger than any checkpoint's"
+                self.path, f"its data.pkl of {entries['data.pkl'].size} bytes is larger than any checkpoint's"
             )
         return entries
 
-    def _check_entry(self, info: zipfile.ZipInfo, root: str) -> None:
+    def _check_entry(self, entry: ZipEntry, root: str) -> None:
         """Refuses an entry whose name leads elsewhere, or that is not stored as it is."""
-        first, _, name = info.filename.partition("/")
-        shown = repr(info.filename[:80])
+        first, _, name = entry.name.partition("/")
         if first != root or ".." in name.split("/") or "\\" in name or not root:
-            raise damaged(self.path, f"the entry name {shown} is not one that PyTorch writes")
-        if info.flag_bits & 1:
-            raise damaged(self.path, f"the entry {shown} is encrypted, which PyTorch never does")
-        if info.compress_type != zipfile.ZIP_STORED or info.file_size != info.compress_size:
-            raise damaged(self.path, f"the entry {shown} is compressed, which PyTorch never does")
+            raise damaged(self.path, f"the entry name {shown(entry.name)} is not one that PyTorch writes")
+        if entry.encrypted:
+            raise damaged(self.path, f"the entry {shown(entry.name)} is encrypted, which PyTorch never does")
+        if not entry.stored:
+            raise damaged(self.path, f"the entry {shown(entry.name)} is compressed, which PyTorch never does")
 
     def _read(self, name: str) -> bytearray:
-        """The bytes of an entry, checked against its checksum."""
-        content = bytearray(self._entries[name].file_size)
         try:
-            with self._zip.open(self._entries[name]) as entry:
-                view, position = memoryview(content), 0
-                while count := entry.readinto(view[position:]):  # type: ignore[attr-defined]
-                    position += count
-                if position != len(content):
-                    raise EOFError(f"{position} of {len(content)} bytes")
-        except (zipfile.BadZipFile, OSError, EOFError, ValueError, NotImplementedError, struct.error) as error:
-            raise damaged(self.path, f"the entry {name!r} cannot be read ({error})") from error
-        return content
+            return read_stored(self._stream, self._entries[name])
+        except (ZipError, OSError) as error:
+            raise damaged(self.path, f"the entry {shown(name)} cannot be read ({error})") from error
 
     def pickle_stream(self) -> PickleStream:
         return io.BytesIO(self._read("data.pkl"))
@@ -187,20 +157,20 @@ class ZipArchive:
     def storage(self, key: str, dtype: torch.dtype, numel: int) -> torch.Tensor:
         name = f"data/{key}"
         if name not in self._entries:
-            raise damaged(self.path, f"the storage {key[:80]!r} is not in the file")
-        held = self._entries[name].file_size
+            raise damaged(self.path, f"the storage {shown(key)} is not in the file")
+        held = self._entries[name].size
         if numel * dtype.itemsize != held:
             raise damaged(
-                self.path, f"the storage {key!r} declares {numel} values of {dtype}, but the file holds {held} bytes"
+                self.path, f"the storage {shown(key)} declares {numel} values of {dtype}, the file holds {held} bytes"
             )
         if key not in self._storages:
             self._storages[key] = _flat_tensor(self._read(name), dtype)
         if self._storages[key].dtype != dtype:
-            raise damaged(self.path, f"the storage {key!r} is declared with two types")
+            raise damaged(self.path, f"the storage {shown(key)} is declared with two types")
         return self._storages[key]
 
     def close(self) -> None:
-        self._zip.close()
+        self._stream.close()
 
 
 class LegacyArchive:
@@ -230,21 +200,21 @@ class LegacyArchive:
             self._storages[key] = content, _flat_tensor(content, dtype)
         tensor = self._storages[key][1]
         if tensor.dtype != dtype or tensor.numel() != numel:
-            raise damaged(self.path, f"the storage {key[:80]!r} is declared twice, and differently")
+            raise damaged(self.path, f"the storage {shown(key)} is declared twice, and differently")
         return tensor
 
     def read_storages(self, keys: list[str]) -> None:
         """Fills the storages from the raw data that follows the last pickle, in the order of `keys`."""
         missing = set(self._storages) - set(keys)
         if missing:
-            raise damaged(self.path, f"the storage {sorted(missing)[0][:80]!r} is not in the file")
+            raise damaged(self.path, f"the storage {shown(min(missing))} is not in the file")
         for key in keys:
             if key not in self._storages:
-                raise damaged(self.path, f"the storage {str(key)[:80]!r} belongs to no tensor")
+                raise damaged(self.path, f"the storage {shown(key)} belongs to no tensor")
             content, tensor = self._storages[key]
             header = self._stream.read(8)
             if len(header) != 8 or struct.unpack("<q", header)[0] != tensor.numel():
-                raise damaged(self.path, f"the storage {key[:80]!r} has another length than declared")
+                raise damaged(self.path, f"the storage {shown(key)} has another length than declared")
             if self._stream.readinto(content) != len(content):  # type: ignore[attr-defined]
                 raise UserError(f"checkpoint {str(self.path)!r} is cut short; copy or download it again")
 

@@ -11,24 +11,24 @@ besides. Reading a file never executes code from it.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from torch import nn
-from torch.nn.modules.module import register_module_parameter_registration_hook
 
+from engine.architecture import check_architecture
+from engine.archive import damaged
 from engine.checkpoint_write import FORMAT, FORMAT_VERSION, save_checkpoint, write_archive
 from engine.exported import refuse_exported
+from engine.extent import check_extent
+from engine.fitting import filled_model, within_weights
 from engine.structure import Facts, check_structure
 from engine.transfer import TransferReport, transfer_weights
 from engine.unpickle import Unpickled, unpickle
 from engine.upstream import (
-    check_architecture,
     class_count,
     class_names,
     find_models,
@@ -40,6 +40,7 @@ from engine.upstream import (
     state_dict,
 )
 from utils.errors import UserError
+from utils.text import printable
 
 if TYPE_CHECKING:
     from models.yolo import Model
@@ -57,8 +58,10 @@ __all__ = [
 ]
 
 MODEL_KEYS = ("yaml", "state_dict", "names", "nc", "stride", "family")
-MAX_PARAMETERS = 500_000_000  # three times those of the largest published detectors
 MAX_EPOCH = 1 << 31
+MAX_KEY = 200  # characters of a tensor's name
+# What a value of a wrong kind in a wrong place can raise while a file's content is interpreted.
+CONTENT_ERRORS = (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
 DERIVED_TENSORS = ("anchor_grid",)  # stored by some versions of upstream; it follows from the anchors
 
 
@@ -136,15 +139,10 @@ def load_checkpoint(path: str | Path, allow_nan: bool = False, architecture: boo
 def interpret(path: Path, unpickled: Unpickled, allow_nan: bool = False, architecture: bool = True) -> Checkpoint:
     """What `load_checkpoint` makes of a file that has been read."""
     where = f"checkpoint {str(path)!r}"
-    content = unpickled.content
-    mark = content.get("format") if isinstance(content, Mapping) else None
-    weights = None if architecture else plain_weights(content)
-    if isinstance(mark, str) and mark == FORMAT:
-        checkpoint = _own(path, unpickled, where)
-    elif weights is not None:
-        checkpoint = Checkpoint(path, "weights", "", {}, _float32(weights), [], 0, [])
-    else:
-        checkpoint = _upstream(path, unpickled, where)
+    try:
+        checkpoint = _interpreted(path, unpickled, architecture, where)
+    except CONTENT_ERRORS as error:
+        raise damaged(path, f"its entries are not those of a checkpoint ({type(error).__name__})") from error
     if not allow_nan and (broken := not_finite(checkpoint.state_dict)):
         kind = "NaN" if checkpoint.state_dict[broken[0]].isnan().any() else "infinite values"
         raise UserError(
@@ -152,6 +150,19 @@ def interpret(path: Path, unpickled: Unpickled, allow_nan: bool = False, archite
             "that training diverged; use an earlier checkpoint"
         )
     return checkpoint
+
+
+def _interpreted(path: Path, unpickled: Unpickled, architecture: bool, where: str) -> Checkpoint:
+    content = unpickled.content
+    mark = content.get("format") if isinstance(content, Mapping) else None
+    if isinstance(mark, str) and mark == FORMAT:
+        check_extent(content, path.stat().st_size, where)
+        return _own(path, unpickled, where)
+    weights = None if architecture else plain_weights(content)
+    if weights is None:
+        return _upstream(path, unpickled, where)
+    check_extent(weights, path.stat().st_size, where)
+    return Checkpoint(path, "weights", "", {}, _float32(weights), [], 0, [])
 
 
 def not_finite(tensors: Mapping[str, torch.Tensor]) -> list[str]:
@@ -186,7 +197,9 @@ def _own(path: Path, unpickled: Unpickled, where: str) -> Checkpoint:
     return Checkpoint(
         path=path,
         kind="own",
-        family=next((text for text in (model.get("family"), yaml.get("family")) if isinstance(text, str)), ""),
+        family=printable(
+            next((text for text in (model.get("family"), yaml.get("family")) if isinstance(text, str)), "")
+        ),
         yaml=yaml,
         state_dict=_float32(model["state_dict"]),
         names=class_names(model.get("names"), nc),
@@ -246,7 +259,10 @@ def _progress(entries: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _is_state_dict(value: Any) -> bool:
-    return isinstance(value, Mapping) and all(isinstance(tensor, torch.Tensor) for tensor in value.values())
+    return isinstance(value, Mapping) and all(
+        isinstance(tensor, torch.Tensor) and isinstance(key, str) and len(key) <= MAX_KEY and key.isprintable()
+        for key, tensor in value.items()
+    )
 
 
 def _float32(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -319,10 +335,13 @@ def fitted_model(checkpoint: Checkpoint) -> Model:
     from models.yolo import with_channel_plan
 
     where = f"checkpoint {str(checkpoint.path)!r}"
-    model, report = _filled(checkpoint, checkpoint.yaml, where)
+    upstream, weights = checkpoint.kind == "upstream", checkpoint.state_dict
+    model, report = filled_model(checkpoint.yaml, checkpoint.nc, weights, where, full_width=upstream)
     narrower = all(len(theirs) == len(ours) for _, theirs, ours in report.mismatched)
-    if report.mismatched and narrower and checkpoint.kind == "upstream":
-        model, report = _filled(checkpoint, with_channel_plan(checkpoint.yaml, checkpoint.state_dict), where)
+    if report.mismatched and narrower and upstream:
+        with within_weights(weights, where, pruned=True):
+            planned = with_channel_plan(checkpoint.yaml, weights)
+        model, report = filled_model(planned, checkpoint.nc, weights, where, full_width=True)
     unused = [key for key in report.unused if not key.endswith(DERIVED_TENSORS)]
     if not report.complete or unused:
         raise UserError(f"{where} does not fill the model that it describes; {_first_faults(report)}")
@@ -338,39 +357,6 @@ def fitted_yaml(checkpoint: Checkpoint) -> dict[str, Any]:
         UserError: as `fitted_model`.
     """
     return fitted_model(checkpoint).yaml if checkpoint.kind == "upstream" else checkpoint.yaml
-
-
-def _filled(checkpoint: Checkpoint, yaml: dict[str, Any], where: str) -> tuple[Model, TransferReport]:
-    """A model of this architecture with whatever weights of the checkpoint fit it."""
-    from models.yolo import Model
-
-    try:
-        with _parameter_limit(where):
-            model = Model(yaml, nc=checkpoint.nc)
-    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
-        reason = f"{type(error).__name__}: {str(error)[:100]}".splitlines()[0]
-        raise UserError(f"{where}: its architecture cannot be built ({reason}); it is damaged") from error
-    if not any(".bn." in key for key in checkpoint.state_dict):  # saved after BatchNorm was folded away
-        model.fuse()
-    return model, transfer_weights(model, checkpoint.state_dict)
-
-
-@contextmanager
-def _parameter_limit(where: str) -> Iterator[None]:
-    """Ends the building of an architecture from a file before it fills the memory: no layer is written to before."""
-    left = MAX_PARAMETERS
-
-    def count(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
-        nonlocal left
-        left -= 0 if parameter is None else parameter.numel()
-        if left < 0:
-            raise UserError(f"{where}: its architecture has more than {MAX_PARAMETERS:,} parameters; it is malicious")
-
-    hook = register_module_parameter_registration_hook(count)
-    try:
-        yield
-    finally:
-        hook.remove()
 
 
 def _first_faults(report: TransferReport) -> str:

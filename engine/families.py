@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from engine.rebuild import StandIn
+from engine.rebuild import StandIn, printable
 from utils.errors import UserError
 
 DETECTION_MODELS = ("Model", "DetectionModel")
@@ -145,7 +145,7 @@ def guess_release(entries: Mapping[str, Any], model: StandIn, head: StandIn, fam
     version = entries.get("version")
     if family == "yolov8":
         if isinstance(version, str) and version:
-            return f"ultralytics {version[:20]}"
+            return f"ultralytics {printable(version[:20])}"
         early = "ultralytics.nn.modules.Conv" in classes or any(name.startswith("ultralytics.yolo") for name in classes)
         return "ultralytics 8.0" + (", early" if early else "")
     if family == "yolov7":

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from engine.rebuild import StandIn
+from engine.rebuild import StandIn, printable
 
 MAX_TEXT = 60
 MAX_IMAGE_SIZE = 1 << 16
@@ -31,7 +31,7 @@ def file_facts(entries: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) 
     date = entries.get("date")
     facts = {
         "stored as": ", ".join(name for name, _ in types.most_common()),
-        "date": date[:19] if isinstance(date, str) else "",
+        "date": printable(date[:19]) if isinstance(date, str) else "",
         "metrics": ", ".join(f"{name} {value:.4g}" for name, value in _metrics(entries).items()),
         "stripped of": ", ".join(key for key in RUN_ENTRIES if key in entries and entries[key] is None),
         "kept of the run": ", ".join(key for key in RUN_ENTRIES if entries.get(key) is not None),
@@ -42,7 +42,7 @@ def file_facts(entries: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) 
 def _metrics(entries: Mapping[str, Any]) -> dict[str, float]:
     held = entries.get("train_metrics")
     if isinstance(held, Mapping):
-        return {str(key)[:MAX_TEXT]: value for key, value in list(held.items())[:20] if isinstance(value, float)}
+        return {printable(key)[:MAX_TEXT]: value for key, value in list(held.items())[:20] if isinstance(value, float)}
     results = entries.get("training_results")
     last = results[-1000:].splitlines()[-1].split() if isinstance(results, str) and results.strip() else []
     try:

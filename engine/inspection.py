@@ -14,11 +14,14 @@ from engine.checkpoint import Checkpoint, not_finite
 from engine.rebuild import StandIn, printable
 from engine.unpickle import Unpickled
 from engine.upstream import tensor_entries, walk
+from utils.text import printable as one_line
 
 LABEL_WIDTH = 14
 LINE_WIDTH = 120
 MOST_NAMES = 20
 MOST_ENTRIES = 12
+MOST_KEYS = 40
+MOST_PAIRS = 100
 WRITERS = {"own": "this software", "upstream": "upstream", "weights": "unknown, weights without an architecture"}
 STATISTICS = ("running_mean", "running_var", "num_batches_tracked", "anchors", "anchor_grid")
 
@@ -47,8 +50,8 @@ def describe(checkpoint: Checkpoint) -> Iterator[str]:
             "metrics": facts.get("metrics") or _pairs(checkpoint.extra.get("metrics")),
             "stripped of": facts.get("stripped of"),
             "kept of run": facts.get("kept of the run"),
-            "training": ", ".join(sorted(map(str, checkpoint.training))),
-            "also in it": ", ".join(sorted(map(str, [*checkpoint.extra, *checkpoint.model_extra]))),
+            "training": _listed(checkpoint.training),
+            "also in it": _listed([*checkpoint.extra, *checkpoint.model_extra]),
             "hyp": _pairs(checkpoint.hyp),
             "pickled": _by_module(checkpoint.classes),
         }
@@ -80,7 +83,7 @@ def _rows(rows: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _file(path: Path) -> str:
-    return f"{path} ({path.stat().st_size / 1e6:.1f} MB)"
+    return f"{one_line(path)} ({path.stat().st_size / 1e6:.1f} MB)"
 
 
 def _architecture(checkpoint: Checkpoint) -> str:
@@ -113,12 +116,20 @@ def _weights(checkpoint: Checkpoint) -> str:
     return f"{kind}; {len(checkpoint.state_dict)} tensors" + (f", stored as {stored}" if stored else "")
 
 
+def _listed(keys: Iterable[Any]) -> str:
+    """Keys in their order, each in one line, and how many more there are."""
+    texts = sorted(map(printable, keys))
+    more = [f"... ({len(texts)} in all)"] if len(texts) > MOST_KEYS else []
+    return ", ".join([*texts[:MOST_KEYS], *more])
+
+
 def _pairs(values: Any) -> str:
     """The numbers and words of a mapping; what is unset or nested says little and is left out."""
     if not isinstance(values, Mapping):
         return ""
     shown = {key: value for key, value in values.items() if isinstance(value, int | float | str) and value is not False}
-    return ", ".join(f"{printable(key)}={_short(value)}" for key, value in shown.items())
+    more = [f"... ({len(shown)} in all)"] if len(shown) > MOST_PAIRS else []
+    return ", ".join([*(f"{printable(k)}={_short(v)}" for k, v in list(shown.items())[:MOST_PAIRS]), *more])
 
 
 def _short(value: int | float | str) -> str:
@@ -131,7 +142,7 @@ def _by_module(classes: Iterable[str]) -> str:
     for path in sorted(classes):
         module, _, name = path.rpartition(".")
         modules["torch.nn" if module.startswith("torch.nn") else module].append(name)
-    named = [f"{module}: {', '.join(names)}" for module, names in modules.items() if module != "torch.nn"]
+    named = [f"{module}: {_listed(names)}" for module, names in modules.items() if module != "torch.nn"][:MOST_KEYS]
     layers = len(modules.get("torch.nn", ()))
     return "; ".join([*named, *([f"{layers} classes of torch.nn"] if layers else [])])
 

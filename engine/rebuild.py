@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import re
+import sys
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -17,11 +18,16 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
+from utils.text import printable as one_line
+from utils.text import shown
+
 MAX_DIMENSIONS = 16
 MAX_SIZE = 1 << 48
 MAX_KEY = 1 << 60
 MAX_SHOWN = 100
-# A view may repeat its storage (stride 0), as the anchor grids that YOLOv5 leaves in its checkpoints do.
+ITEM_BYTES = 8  # of a value in a container, at the least
+MAX_ARGUMENTS = 32  # of a call; a path has the most, one a folder
+# Views may repeat their storage (stride 0), as the anchor grids that YOLOv5 leaves in its checkpoints do.
 MAX_REPEATED_ELEMENTS = 1 << 22
 
 
@@ -54,6 +60,17 @@ class StandIn:
         return f"<{self.class_name}>"
 
 
+@dataclass(frozen=True, eq=False, repr=False)
+class Storage:
+    """A tensor's bytes as a file holds them, which only a tensor is made of.
+
+    Attributes:
+        values: all of them (numel,).
+    """
+
+    values: torch.Tensor
+
+
 @dataclass(frozen=True)
 class PickledDtype:
     """A numpy number type, named in a pickle."""
@@ -63,8 +80,7 @@ class PickledDtype:
 
 def printable(value: Any) -> str:
     """A scalar from a file as it may be shown on a terminal."""
-    text = str(value) if not isinstance(value, int) or abs(value) < 1 << 64 else "a huge number"
-    return "".join(c if c.isprintable() else "?" for c in text[:MAX_SHOWN])
+    return one_line(value[:MAX_SHOWN]) if isinstance(value, str) else shown(value, MAX_SHOWN)
 
 
 Scalar = (str, bytes, int, float, type(None))
@@ -81,7 +97,21 @@ def plain_key(key: Any) -> Any:
 
 class Account(Protocol):
     def spend(self, amount: int) -> None:
-        """Accounts for a copy of `amount` bytes or items."""
+        """Accounts for `amount` bytes of copies."""
+
+    def repeat(self, count: int) -> None:
+        """Accounts for `count` values by which views are larger than what they are views of."""
+
+
+def call(function: str, account: Account, arguments: tuple[Any, ...]) -> Any:
+    """What a function of the table gives.
+
+    Raises:
+        BuildError: it takes other arguments.
+    """
+    if len(arguments) > MAX_ARGUMENTS:  # a tuple that is made once could be passed, and copied, a million times
+        raise BuildError(f"a call has {len(arguments)} arguments")
+    return CALLS[function](account, *arguments)
 
 
 # -- tensors -----------------------------------------------------------------------------------------------------------
@@ -89,19 +119,28 @@ class Account(Protocol):
 
 def rebuild_tensor(account: Account, storage: Any, offset: Any, size: Any, stride: Any, *_: Any) -> torch.Tensor:
     """A view of a storage, whose every element lies inside it."""
-    if not isinstance(storage, torch.Tensor) or not isinstance(size, tuple) or not isinstance(stride, tuple):
+    if not isinstance(storage, Storage):
+        raise BuildError("a tensor is made of something that is no storage")
+    return _view(account, storage.values, offset, size, stride)
+
+
+def _view(account: Account, values: torch.Tensor, offset: Any, size: Any, stride: Any) -> torch.Tensor:
+    if not isinstance(size, tuple) or not isinstance(stride, tuple):
         raise BuildError("a tensor is described wrongly")
     if len(size) != len(stride) or len(size) > MAX_DIMENSIONS or not _are_sizes((offset, *size, *stride)):
         raise BuildError("a tensor has an impossible size, stride or offset")
     count = math.prod(size)
     last = offset + sum((n - 1) * step for n, step in zip(size, stride))
-    if count and last >= storage.numel():
-        raise BuildError(f"a tensor of size {size} reaches beyond its storage of {storage.numel()} values"[:120])
-    if count > max(storage.numel(), MAX_REPEATED_ELEMENTS):
-        raise BuildError(f"a tensor of size {size} repeats a storage of {storage.numel()} values"[:120])
+    if count and last >= values.numel():
+        raise BuildError(f"a tensor of size {size} reaches beyond its storage of {values.numel()} values"[:120])
+    if count > values.numel():
+        account.repeat(count - values.numel())
     if not count:
-        return torch.empty(size, dtype=storage.dtype)
-    return torch.as_strided(storage, size, stride, offset)
+        # A size beside the 0 could be too large for the sum of a tensor's places.
+        if max(size) > MAX_REPEATED_ELEMENTS:
+            raise BuildError(f"an empty tensor has the size {size}"[:120])
+        return torch.empty(size, dtype=values.dtype)
+    return torch.as_strided(values, size, stride, offset)
 
 
 def _are_sizes(values: Iterable[Any]) -> bool:
@@ -113,11 +152,12 @@ def _rebuild_typed_tensor(
     account: Account, storage: Any, offset: Any, size: Any, stride: Any, grad: Any, hooks: Any, dtype: Any, *_: Any
 ) -> torch.Tensor:
     """A tensor whose storage is plain bytes, and whose number type is an argument."""
-    if not isinstance(storage, torch.Tensor) or not isinstance(dtype, torch.dtype):
+    if not isinstance(storage, Storage) or not isinstance(dtype, torch.dtype):
         raise BuildError("a tensor is described wrongly")
-    if storage.dtype != torch.uint8 or storage.numel() % dtype.itemsize:
-        raise BuildError(f"a storage of {storage.numel()} bytes does not hold {dtype}")
-    return rebuild_tensor(account, storage.view(dtype), offset, size, stride)
+    held = storage.values
+    if held.dtype != torch.uint8 or held.numel() % dtype.itemsize:
+        raise BuildError(f"a storage of {held.numel()} bytes does not hold {dtype}")
+    return _view(account, held.view(dtype), offset, size, stride)
 
 
 def _rebuild_parameter(account: Account, tensor: Any, *_: Any) -> torch.Tensor:
@@ -130,7 +170,7 @@ def _rebuild_from_type(account: Account, function: Any, cls: Any, arguments: Any
     """A tensor with attributes of its own, which are left out."""
     if not isinstance(function, Global) or function.path not in _TENSOR_CALLS or not isinstance(arguments, tuple):
         raise BuildError("a tensor is rebuilt by an unknown function")
-    return _TENSOR_CALLS[function.path](account, *arguments)
+    return call(function.path, account, arguments)
 
 
 _TENSOR_CALLS: dict[str, Callable[..., Any]] = {
@@ -148,7 +188,7 @@ _TENSOR_CALLS: dict[str, Callable[..., Any]] = {
 def _items(account: Account, values: Iterable[Any] = ()) -> list[Any]:
     if not isinstance(values, list | tuple | set | frozenset):
         raise BuildError(f"a container is made of a {type(values).__name__}")
-    account.spend(len(values))
+    account.spend(len(values) * ITEM_BYTES)
     return list(values)
 
 
@@ -158,7 +198,7 @@ def _plain_items(account: Account, values: Iterable[Any] = ()) -> list[Any]:
 
 def _mapping(account: Account, values: Any = ()) -> OrderedDict[Any, Any]:
     if isinstance(values, dict):
-        account.spend(len(values))
+        account.spend(len(values) * ITEM_BYTES)
         return OrderedDict(values)
     pairs = _items(account, values)
     if not all(isinstance(pair, list | tuple) and len(pair) == 2 for pair in pairs):
@@ -192,7 +232,9 @@ def _text(account: Account, *parts: Any) -> str:
     """A device, a version, a slice or a range, of which the description is kept."""
     if not all(isinstance(part, str | int | None) for part in parts):
         raise BuildError("a device or version is not text")
-    return ":".join(str(part)[:80] for part in parts)
+    text = ":".join(part[:MAX_SHOWN] if isinstance(part, str) else str(part)[:MAX_SHOWN] for part in parts)
+    account.spend(len(text))
+    return text
 
 
 def _size(account: Account, values: Any = ()) -> tuple[Any, ...]:
@@ -200,7 +242,9 @@ def _size(account: Account, values: Any = ()) -> tuple[Any, ...]:
 
 
 def _complex(account: Account, real: Any = 0.0, imaginary: Any = 0.0) -> complex:
-    return complex(float(real), float(imaginary))
+    if not isinstance(real, int | float) or not isinstance(imaginary, int | float):
+        raise BuildError("a complex number is made of something else")
+    return complex(real, imaginary)
 
 
 def _method(account: Account, owner: Any, name: Any) -> StandIn:
@@ -211,7 +255,7 @@ def _method(account: Account, owner: Any, name: Any) -> StandIn:
         path = owner.class_name
     else:
         raise BuildError("it looks up an attribute of something that is not a pickled module")
-    if not isinstance(name, str) or not name.isidentifier() or name.startswith("_"):
+    if not isinstance(name, str) or len(name) > MAX_SHOWN or not name.isidentifier() or name.startswith("_"):
         raise BuildError("it looks up an attribute that is not a method")
     return StandIn(f"{path}.{name}"[:200])
 
@@ -225,9 +269,13 @@ def _datetime(account: Account, raw: Any = None, *_: Any) -> str:
     return datetime(year, month, day, hour, minute, second, microsecond).isoformat()
 
 
+def _path_of(value: Any) -> str | None:
+    return value.path if isinstance(value, Global) else None
+
+
 def _reconstructor(account: Account, cls: Any, base: Any, state: Any) -> StandIn:
     """How protocols 0 and 1 make an object."""
-    if not isinstance(cls, Global) or not cls.is_class or base != Global("builtins.object") or state is not None:
+    if not isinstance(cls, Global) or not cls.is_class or _path_of(base) != "builtins.object" or state is not None:
         raise BuildError("it builds an object of an unknown class")
     return StandIn(cls.path)
 
@@ -242,7 +290,7 @@ def _numpy_dtype(account: Account, code: Any, *_: Any) -> PickledDtype:
 
 
 def _numpy_reconstruct(account: Account, cls: Any, *_: Any) -> np.ndarray:
-    if cls != Global("numpy.ndarray"):
+    if _path_of(cls) != "numpy.ndarray":
         raise BuildError("a numpy array of an unknown class")
     return np.empty(0)
 
@@ -250,7 +298,15 @@ def _numpy_reconstruct(account: Account, cls: Any, *_: Any) -> np.ndarray:
 def _numpy_scalar(account: Account, dtype: Any, raw: Any) -> Any:
     if not isinstance(dtype, PickledDtype) or not isinstance(raw, bytes) or len(raw) != dtype.dtype.itemsize:
         raise BuildError("a numpy number is described wrongly")
+    account.spend(len(raw))
+    _check_characters(dtype.dtype, raw)
     return np.frombuffer(raw, dtype.dtype)[0].item()
+
+
+def _check_characters(dtype: np.dtype, raw: bytes) -> None:
+    """Refuses text with numbers that are no characters, of which numpy would make a damaged string."""
+    if dtype.kind == "U" and raw and np.frombuffer(raw, "<u4").max() > sys.maxunicode:
+        raise BuildError("a numpy text holds what is no character")
 
 
 def set_numpy_state(account: Account, target: np.ndarray | PickledDtype, state: Any) -> None:
@@ -272,6 +328,7 @@ def set_numpy_state(account: Account, target: np.ndarray | PickledDtype, state: 
     if math.prod(shape) * dtype.dtype.itemsize != len(raw):
         raise BuildError(f"a numpy array of shape {shape} holds {len(raw)} bytes"[:120])
     account.spend(len(raw))
+    _check_characters(dtype.dtype, raw)
     target.__setstate__((1, shape, dtype.dtype, bool(fortran), raw))  # type: ignore[arg-type]
 
 

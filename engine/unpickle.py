@@ -10,7 +10,6 @@ whole file refused, and the error lists the names.
 from __future__ import annotations
 
 import pickletools
-import struct
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,15 +19,19 @@ import numpy as np
 import torch
 
 from engine.archive import Archive, LegacyArchive, PickleStream, damaged, open_archive
-from engine.pickle_names import canonical, is_stand_in, other_software
+from engine.pickle_names import MAX_NAME, canonical, is_stand_in, other_software
 from engine.rebuild import (
     CALLS,
     CONSTANTS,
+    ITEM_BYTES,
+    MAX_REPEATED_ELEMENTS,
     MAX_SIZE,
     BuildError,
     Global,
     PickledDtype,
     StandIn,
+    Storage,
+    call,
     plain_key,
     printable,
     set_numpy_state,
@@ -36,6 +39,8 @@ from engine.rebuild import (
 from utils.errors import UserError
 
 MAX_OPCODES = 1_500_000  # ten times those of the largest published checkpoints
+MAX_COPIES = 32 << 20  # bytes; and those of a small file no more than its own size and a little
+SMALL_COPIES = 1 << 16
 
 
 @dataclass
@@ -72,7 +77,8 @@ def _read_legacy(archive: LegacyArchive) -> Unpickled:
     stream = archive.pickle_stream()
     machine = PickleMachine(archive)
     protocol, system = machine.run(stream), machine.run(stream)
-    if protocol != 1001 or not isinstance(system, dict) or system.get("little_endian") is not True:
+    plain = type(protocol) is int and isinstance(system, dict)
+    if not plain or protocol != 1001 or system.get("little_endian") is not True:
         raise damaged(archive.path, "its header is not one that PyTorch writes")
     unpickled = machine.finish(machine.run(stream))
     keys = machine.run(stream)
@@ -95,7 +101,8 @@ class PickleMachine:
         self._refused: set[str] = set()
         self._opcodes_left = MAX_OPCODES
         # What copies of memoised values may cost in all. Without it a small pickle could copy one large value for ever.
-        self._copies_left = archive.size
+        self._copies_left = min(archive.size + SMALL_COPIES, MAX_COPIES)
+        self._repeats_left = MAX_REPEATED_ELEMENTS
         self._stack: list[Any] = []
         self._marks: list[list[Any]] = []
         self._memo: dict[int, Any] = {}
@@ -119,11 +126,13 @@ class PickleMachine:
             return self._stack.pop()
         except BuildError as error:
             raise damaged(self._archive.path, str(error)) from error
-        except (ValueError, IndexError, KeyError, TypeError, OverflowError, struct.error) as error:
-            # A malformed pickle: an empty stack, an unknown memo entry, a value of the wrong type.
-            raise damaged(
-                self._archive.path, f"its pickle does not parse ({type(error).__name__}: {printable(str(error))})"
-            ) from error
+        except (UserError, MemoryError):
+            raise
+        except Exception as error:
+            # A malformed pickle: an empty stack, an unknown memo entry, a value of the wrong type, numbers that PyTorch
+            # or numpy refuse. Whatever it is, the file asked for it, as nothing but its own instructions ran.
+            reason = f"{type(error).__name__}: {printable(str(error))}"
+            raise damaged(self._archive.path, f"its pickle does not parse ({reason})") from error
 
     def finish(self, content: Any) -> Unpickled:
         """The value that was read, unless a name was met that is not known."""
@@ -144,13 +153,16 @@ class PickleMachine:
     # -- helpers of the operations -------------------------------------------------------------------------------------
 
     def spend(self, amount: int) -> None:
-        """Accounts for a copy of `amount` bytes or items."""
+        """Accounts for `amount` bytes of copies."""
         self._copies_left -= amount
         if self._copies_left < 0:
             raise BuildError("it copies values again and again")
 
-    def tensor_storage(self, key: str, dtype: torch.dtype, numel: int) -> torch.Tensor:
-        return self._archive.storage(key, dtype, numel)
+    def repeat(self, count: int) -> None:
+        """Accounts for `count` values by which views are larger than what they are views of."""
+        self._repeats_left -= count
+        if self._repeats_left < 0:
+            raise BuildError("its tensors repeat themselves beyond the size of the file")
 
     def _pop_mark(self) -> list[Any]:
         items, self._stack = self._stack, self._marks.pop()
@@ -160,6 +172,8 @@ class PickleMachine:
         """Pushes what a global name stands for here."""
         if not isinstance(module, str) or not isinstance(name, str):
             raise BuildError("a global name is not text")
+        if len(module) + len(name) > MAX_NAME:
+            raise BuildError(f"a global name has {len(module) + len(name)} characters")
         module, name = canonical(module, name)
         path = f"{module}.{name}"
         if path in CONSTANTS:
@@ -179,7 +193,7 @@ class PickleMachine:
         if function.is_class:
             return StandIn(function.path, arguments)
         if function.path in CALLS:
-            return CALLS[function.path](self, *arguments)
+            return call(function.path, self, arguments)
         return function  # refused: it is reported when the pickle has been read to its end
 
     # -- operations ----------------------------------------------------------------------------------------------------
@@ -225,9 +239,11 @@ class PickleMachine:
         """Gives an object its state. No `__setstate__` of the file's choice exists here."""
         state, target = self._stack.pop(), self._stack[-1]
         if isinstance(target, StandIn):
-            for part in state if isinstance(state, tuple) else (state,):  # (attributes, slots)
+            parts = state if isinstance(state, tuple) and len(state) == 2 else (state,)  # (attributes, slots)
+            for part in parts:
+                if isinstance(part, dict):
+                    self.spend(len(part) * ITEM_BYTES)
                 if isinstance(part, dict) and all(isinstance(key, str) for key in part):
-                    self.spend(len(part))
                     target.attributes.update(part)
                 elif part is not None:
                     target.state = part
@@ -252,7 +268,7 @@ class PickleMachine:
         plain = isinstance(kind, torch.dtype) and isinstance(key, str) and type(numel) is int
         if not plain or not 0 <= numel <= MAX_SIZE:
             raise BuildError("a tensor storage is described wrongly")
-        self._stack.append(self.tensor_storage(key, kind, numel))
+        self._stack.append(Storage(self._archive.storage(key, kind, numel)))
 
     def _append(self, _: Any) -> None:
         item = self._stack.pop()

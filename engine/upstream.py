@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from engine.architecture import check_architecture
 from engine.families import family_of, guess_release, refuse_other_models
 from engine.file_facts import file_facts, image_size
 from engine.rebuild import StandIn, printable
@@ -18,16 +18,15 @@ from engine.structure import Facts, default_activation, pickled_facts
 from models.config import KNOWN_KEYS
 from models.parser import DEFAULT_ACTIVATIONS
 from utils.errors import UserError
+from utils.text import shown
 
 MAX_DEPTH = 40  # modules inside modules, or lists inside lists; real ones reach about 10
 MAX_VALUES = 100_000
 MAX_MODULES = 100_000
-MAX_NAME = 100
 MAX_NUMBER = 1 << 128  # beyond it a number may take long to print
-MAX_REPEATS = 1000
-MAX_ARGUMENT = 200
-BLOCK_NAME = re.compile(r"[\w.]{1,60}")
-MAX_DEPTH_MULTIPLE = 20
+MAX_TEXT = 1 << 20
+MAX_KEY = 200
+MAX_ANCHOR_NUMBERS = 1000
 PROFILER_BUFFERS = ("total_ops", "total_params")  # left behind by a FLOPs counter, not part of the model
 WRAPPERS = ("DataParallel", "DistributedDataParallel")
 WRAPPER_PREFIXES = ("module.", "_orig_mod.")
@@ -99,7 +98,7 @@ def plain_weights(content: Any) -> dict[str, torch.Tensor] | None:
         return None
     for holder in (content, *(content.get(key) for key in WEIGHT_ENTRIES)):
         if isinstance(holder, Mapping) and holder and all(isinstance(v, torch.Tensor) for v in holder.values()):
-            return {_unprefixed(str(key)): tensor for key, tensor in holder.items()}
+            return {_unprefixed(printable(key)): tensor for key, tensor in holder.items()}
     return None
 
 
@@ -198,7 +197,7 @@ def tensor_entries(module: StandIn) -> Iterator[tuple[str, Any]]:
         entries = module.attributes.get(table)
         for name, value in entries.items() if isinstance(entries, Mapping) else ():
             if value is not None and name not in left_out:
-                yield str(name)[:MAX_NAME], value
+                yield printable(name), value
 
 
 def plain(value: Any) -> Any:
@@ -222,17 +221,18 @@ def _plain(value: Any, depth: int, left: list[int]) -> Any:
     left[0] -= 1
     if depth < 0 or left[0] < 0:
         raise ValueError("nested without end")
-    if value is None or isinstance(value, bool | float | str):
+    if value is None or isinstance(value, bool | float):
+        return value
+    if isinstance(value, str):
+        if len(value) > MAX_TEXT:
+            raise ValueError("a text too long")
         return value
     if isinstance(value, int):
         if abs(value) > MAX_NUMBER:
             raise ValueError("a number too large")
         return value
     if isinstance(value, Mapping):
-        return {
-            (key if isinstance(key, int | str) else str(key)): _plain(item, depth - 1, left)
-            for key, item in value.items()
-        }
+        return {_plain_key(key): _plain(item, depth - 1, left) for key, item in value.items()}
     if isinstance(value, list | tuple | set | frozenset):
         return [_plain(item, depth - 1, left) for item in value]
     if isinstance(value, np.ndarray | torch.Tensor):
@@ -242,7 +242,13 @@ def _plain(value: Any, depth: int, left: list[int]) -> Any:
         return value.tolist() if math.prod(value.shape) else []  # else a list for each of (1 << 40, 0) rows
     if isinstance(value, StandIn) and value.short_name in ("IterableSimpleNamespace", "SimpleNamespace", "Namespace"):
         return _plain(value.attributes, depth - 1, left)
-    return repr(value)[:200]
+    return repr(value) if isinstance(value, StandIn) else shown(value)
+
+
+def _plain_key(key: Any) -> int | str:
+    if isinstance(key, str | bytes) and len(key) > MAX_KEY:
+        raise ValueError("a key too long")
+    return key if isinstance(key, int | str) else str(key)
 
 
 def walk(model: StandIn, where: str) -> Iterator[tuple[str, StandIn]]:
@@ -255,7 +261,7 @@ def walk(model: StandIn, where: str) -> Iterator[tuple[str, StandIn]]:
             raise UserError(f"{where}: its modules are nested without end; it is damaged or malicious")
         yield prefix, module
         for name, child in reversed(children(module).items()):
-            stack.append((f"{prefix}{name[:MAX_NAME]}.", child, depth + 1))
+            stack.append((f"{prefix}{printable(name)}.", child, depth + 1))
 
 
 def children(module: StandIn) -> dict[str, StandIn]:
@@ -284,37 +290,6 @@ def _yaml(model: StandIn, where: str) -> dict[str, Any]:
     yaml = plain_entry({key: value for key, value in found.items() if key in KNOWN_KEYS}, where)
     check_architecture(yaml, where)
     return yaml
-
-
-def check_architecture(yaml: Mapping[str, Any], where: str) -> None:
-    """Refuses an architecture in a file that would take without end to build.
-
-    Raises:
-        UserError: it is no list of rows, or a number or text in it is beyond that of any detector.
-    """
-    for key in ("backbone", "head"):
-        rows = yaml.get(key)
-        if not isinstance(rows, list) or not all(isinstance(row, list) and len(row) == 4 for row in rows):
-            raise UserError(f"{where}: its architecture's {key!r} is no list of rows; it is damaged")
-        for row in rows:
-            if isinstance(row[1], int) and row[1] > MAX_REPEATS:
-                raise UserError(f"{where}: its architecture repeats a block without end; it is damaged or malicious")
-            if not isinstance(row[2], str) or not BLOCK_NAME.fullmatch(row[2]) or not _are_arguments(row[3]):
-                raise UserError(f"{where}: its architecture has a row with an impossible block; it is damaged")
-    scales = yaml.get("scales") or {}
-    depths = [scale[:1] for scale in scales.values() if isinstance(scale, list)] if isinstance(scales, dict) else []
-    for depth in (yaml.get("depth_multiple"), *(value for scale in depths for value in scale)):
-        if isinstance(depth, int | float) and not 0 < depth <= MAX_DEPTH_MULTIPLE:
-            raise UserError(f"{where}: its architecture has a depth multiple of {depth:g}; it is damaged or malicious")
-
-
-def _are_arguments(values: Any, depth: int = 2) -> bool:
-    """Whether these are arguments of a row: numbers, short texts, and lists of such."""
-    return isinstance(values, list) and all(
-        (len(value) <= MAX_ARGUMENT if isinstance(value, str) else isinstance(value, int | float | None))
-        or (depth > 0 and _are_arguments(value, depth - 1))
-        for value in values
-    )
 
 
 def _hyp(model: StandIn) -> dict[str, Any]:
@@ -358,7 +333,7 @@ def pixel_anchors(anchors: torch.Tensor, stride: Sequence[float]) -> list[list[f
         anchors: (num_levels, na, 2).
         stride: of each level.
     """
-    if anchors.dim() != 3 or len(anchors) != len(stride):
+    if anchors.dim() != 3 or len(anchors) != len(stride) or anchors.numel() > MAX_ANCHOR_NUMBERS:
         return None
     pixels = anchors.float() * torch.tensor(stride).view(-1, 1, 1)  # (num_levels, na, 2)
     return [level.flatten().tolist() for level in pixels]

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from models.parser import gather_inputs
 from utils.errors import UserError
+from utils.text import MAX_SHOWN, printable, shown
 
 PLAN_KEY = "channel_plan"
 CONVOLUTIONS = (nn.Conv2d, nn.ConvTranspose2d)
@@ -80,14 +81,14 @@ def apply_plan(model: nn.Module, plan: Any, where: str) -> None:
         UserError: the plan is none, or names what the model does not have.
     """
     if not isinstance(plan, Mapping):
-        raise UserError(f"{where}: {PLAN_KEY} must map modules to widths, found {plan!r}")
+        raise UserError(f"{where}: {PLAN_KEY} must map modules to widths, found {shown(plan)}")
     modules, parameters = dict(model.named_modules()), dict(model.named_parameters())
     for name, widths in plan.items():
-        here = f"{where}: {PLAN_KEY}, {name}"
+        here = f"{where}: {PLAN_KEY}, {printable(name, MAX_SHOWN)}"
         module = modules.get(name)
         count = 2 if isinstance(module, CONVOLUTIONS) else 1
         if not isinstance(widths, list) or len(widths) != count or not all(_is_width(width) for width in widths):
-            raise UserError(f"{here}: expected {count} number(s) of channels, found {widths!r}")
+            raise UserError(f"{here}: expected {count} number(s) of channels, found {shown(widths)}")
         if isinstance(module, CONVOLUTIONS):
             _resize_convolution(module, widths[0] or module.in_channels, widths[1] or module.out_channels)
         elif isinstance(module, nn.BatchNorm2d):
@@ -145,7 +146,7 @@ def check_plan(layers: nn.Sequential, in_channels: int, where: str) -> None:
             else:
                 x = layer(inputs)
         except (RuntimeError, ValueError) as error:
-            reason = str(error).splitlines()[0]
+            reason = printable((str(error).splitlines() or [type(error).__name__])[0], 200)
             raise UserError(
                 f"{where}, layer {index} ({layer.type}): the {PLAN_KEY} does not fit: {reason}; "
                 "use the plan as it was written"

@@ -22,6 +22,7 @@ TARGETS = ("gflops", "params", "channels", "latency")
 SCOPES = ("global", "layer")
 NORMALIZATIONS = ("mean", "max", "none")
 TRACE_SIZE = 128
+MAX_NAME = 60  # characters of a name that a message shows
 
 
 @dataclass(frozen=True)
@@ -187,13 +188,13 @@ def prunable_groups(model: nn.Module, image: Tensor, protect: Sequence[str] = ()
         PruneError: a protected name is no class in this model.
     """
     names = dict(model.named_modules())
-    kinds = {name: {type(module).__name__, str(getattr(module, "type", ""))} for name, module in names.items()}
-    known = sorted({kind for one in kinds.values() for kind in one if kind})
+    kinds = {name: _kinds(module) for name, module in names.items()}
+    known = sorted({kind for one in kinds.values() for kind in one})
     for wanted in protect:
         if wanted not in known:
             close = difflib.get_close_matches(wanted, known, n=1)
             hint = f"did you mean {close[0]!r}?" if close else f"this model has {', '.join(known)}"
-            raise PruneError(f"protect: no layer of this model is a {wanted!r}; {hint}")
+            raise PruneError(f"protect: no layer of this model is a {wanted[:MAX_NAME]!r}; {hint}")
     roots = {name: kind for name, one in kinds.items() for kind in one & set(protect)}
     groups = trace_groups(model, image, run_for_outputs)
     for segment in (segment for group in groups for segment in group.segments):
@@ -204,6 +205,12 @@ def prunable_groups(model: nn.Module, image: Tensor, protect: Sequence[str] = ()
             if any(maker == root or maker.startswith(f"{root}.") for maker in makers):
                 segment.reason = segment.reason or f"{kind} is protected"
     return groups
+
+
+def _kinds(module: nn.Module) -> set[str]:
+    """The names by which a module can be protected: its class, and what its architecture calls it."""
+    written = vars(module).get("type")  # `module.type` would be PyTorch's method where the architecture says nothing
+    return {type(module).__name__, *([written] if isinstance(written, str) else [])}
 
 
 def make_importance(

@@ -15,6 +15,7 @@ LARGEST_LOGIT_SCALE = math.log(100)
 SMALLEST_SCALE_START = math.log(10)
 COORDINATE_WIDTH = 512  # hidden width of Swin V2's perceptron of positions
 MASKED = -100.0
+LARGEST_WINDOW = 64  # cells a side; attention takes the fourth power of it
 SHORTEST = 1e-6  # norm that a query or key is divided by at least; half precision still holds it
 
 
@@ -197,6 +198,8 @@ class SwinTransformerBlock(nn.Module):
         super().__init__()
         if out_channels % num_heads:
             raise ValueError(f"{out_channels} channels cannot be shared by {num_heads} heads")
+        if not 1 <= window_size <= LARGEST_WINDOW:
+            raise ValueError(f"a window of {window_size} x {window_size} cells; at most {LARGEST_WINDOW} are possible")
         self.conv = Conv(in_channels, out_channels) if in_channels != out_channels else None
         shifts = [index % 2 * (window_size // 2) for index in range(num_layers)]
         self.blocks = nn.Sequential(

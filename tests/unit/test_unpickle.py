@@ -25,53 +25,11 @@ from torch import nn
 
 from engine import archive as archive_module
 from engine import unpickle as unpickle_module
+from engine import zip_directory
 from engine.rebuild import StandIn
 from engine.unpickle import unpickle
+from tests.unit.pickle_toys import g, integer, storage, tensor, u, write_legacy, write_zip
 from utils.errors import UserError
-
-
-def write_zip(
-    path: Path, data: bytes, storages: dict[str, bytes] | None = None, compression: int = 0, **extra: bytes
-) -> Path:
-    with zipfile.ZipFile(path, "w", compression) as z:
-        z.writestr("archive/data.pkl", data)
-        for key, raw in (storages or {}).items():
-            z.writestr(f"archive/data/{key}", raw)
-        for name, raw in extra.items():
-            z.writestr(f"archive/{name}", raw)
-    return path
-
-
-def g(module: str, name: str) -> bytes:
-    """The GLOBAL instruction."""
-    return f"c{module}\n{name}\n".encode()
-
-
-def u(text: str) -> bytes:
-    """The BINUNICODE instruction."""
-    raw = text.encode()
-    return b"X" + struct.pack("<L", len(raw)) + raw
-
-
-def integer(value: int) -> bytes:
-    return b"\x8a\x08" + struct.pack("<q", value)
-
-
-def storage(key: str = "0", kind: str = "FloatStorage", numel: int = 4) -> bytes:
-    return b"(" + u("storage") + g("torch", kind) + u(key) + u("cpu") + integer(numel) + b"tQ"
-
-
-def tensor(size: tuple[int, ...], stride: tuple[int, ...], offset: int = 0, numel: int = 4) -> bytes:
-    shape = b"(" + b"".join(map(integer, size)) + b"t(" + b"".join(map(integer, stride)) + b"t"
-    return (
-        g("torch._utils", "_rebuild_tensor_v2")
-        + b"("
-        + storage(numel=numel)
-        + integer(offset)
-        + shape
-        + b"\x89"
-        + b"NtR"
-    )
 
 
 @pytest.fixture
@@ -394,13 +352,6 @@ def bombs() -> dict[str, bytes]:
     }  # fmt: skip
 
 
-def write_legacy(path: Path, data: bytes) -> Path:
-    """The older container around one pickle and a storage of 16 bytes."""
-    head = archive_module.LEGACY_MAGIC + pickle.dumps(1001, 2) + pickle.dumps({"little_endian": True}, 2)
-    path.write_bytes(head + data + pickle.dumps(["0"], 2) + struct.pack("<q", 4) + bytes(16))
-    return path
-
-
 @pytest.mark.parametrize("name", sorted(bombs()))
 @pytest.mark.parametrize("legacy", [False, True], ids=["zip", "legacy"])
 def test_bombs_are_refused_before_they_grow(tmp_path: Path, guard: Path, name: str, legacy: bool) -> None:
@@ -598,10 +549,10 @@ def test_duplicate_entries(tmp_path: Path) -> None:
 
 def test_too_many_entries_and_too_large_a_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write_zip(tmp_path / "many.pt", b"N.", {str(i): b"" for i in range(50)})
-    monkeypatch.setattr(archive_module, "MAX_ENTRIES", 40)
+    monkeypatch.setattr(zip_directory, "MAX_ENTRIES", 40)
     with pytest.raises(UserError, match="51 entries, at most 40"):
         unpickle(path)
-    monkeypatch.setattr(archive_module, "MAX_DIRECTORY_BYTES", 1000)
+    monkeypatch.setattr(zip_directory, "MAX_DIRECTORY_BYTES", 1000)
     with pytest.raises(UserError, match="zip directory of"):
         unpickle(path)
 

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from engine.build import build_model
+from engine.architecture import MAX_REPEATS
 from engine.checkpoint import (
     fitted_model,
     fitted_yaml,
@@ -26,7 +27,6 @@ from engine.config import Hyp, TrainOptions
 from engine.inspection import describe, describe_unknown
 from engine.rebuild import StandIn
 from engine.unpickle import unpickle
-from engine.upstream import MAX_REPEATS
 from engine.upstream_pickle import StandInPickle
 from engine.upstream_writer import save_upstream
 from models.yolo import Model
@@ -383,8 +383,8 @@ def test_inspect_says_what_can_be_told_of_a_foreign_file(tmp_path: Path, capsys:
         ({"depth_multiple": 1e9}, "a depth multiple of 1e\\+09"),
         ({"depth_multiple": float("nan")}, "a depth multiple of nan"),
         ({"scales": {"n": [1e9, 1.0, 8]}, "scale": "n"}, "a depth multiple of 1e\\+09"),
-        ({"width_multiple": 1e3}, "more than 500,000,000 parameters"),
-        ({"backbone": [[-1, 1, "Conv", [1 << 14, 3]]] * 3}, "more than 500,000,000 parameters"),
+        ({"width_multiple": 1e3}, "more than [0-9,]+ parameters"),
+        ({"backbone": [[-1, 1, "Conv", [1 << 14, 3]]] * 3}, "more than [0-9,]+ parameters"),
         ({"backbone": "abc"}, "no list of rows"),
         ({"head": [[1, 2]]}, "no list of rows"),
     ],
