@@ -24,6 +24,7 @@ from data.config import write_data_yaml
 from data.scene import CLASS_NAMES, Box, RandomIntegers, render_scene
 from utils.errors import UserError
 from utils.logging import LOGGER, progress
+from utils.text import shown, shown_path
 from utils.yaml_io import check_keys
 
 MARKER = ".rendered.json"
@@ -56,7 +57,8 @@ class SyntheticConfig:
         for key, value in parameters.items():
             low, high = {"img_size": (64, 1024), "seed": (0, 2**31), "num_test": (0, 10**6)}.get(key, (1, 10**6))
             if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
-                raise UserError(f"{where}: synthetic {key} is {value!r}, expected a whole number from {low} to {high}")
+                expected = f"a whole number from {low} to {high}"
+                raise UserError(f"{where}: synthetic {key} is {shown(value)}, expected {expected}")
         return cls(**parameters)
 
 
@@ -84,7 +86,9 @@ def render_dataset(root: Path, *, num_train: int, num_val: int, num_test: int, i
         UserError: the folder holds something that was not rendered.
     """
     if root.exists() and any(root.iterdir()) and _rendered_as(root) is None:
-        raise UserError(f"the folder {str(root)!r} for the rendered data set holds other files; choose a new folder")
+        raise UserError(
+            f"the folder {shown_path(root)} for the rendered data set holds other files; choose a new folder"
+        )
     config = SyntheticConfig(num_train, num_val, num_test, img_size, seed)
     partial = root.with_name(f"{root.name}.{os.getpid()}.partial")
     try:

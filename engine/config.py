@@ -98,8 +98,9 @@ POSITIVE = ("lr0", "nbs", "anchor_t", "mixup_alpha")
 BELOW_ONE = ("momentum", "warmup_momentum", "scale")
 OPTIONAL_NUMBERS = ("anchors", "loss_ota")
 WHOLE_NUMBERS = (*OPTIONAL_NUMBERS, "enlarge_small_boxes", "close_mosaic", "nbs")
-# Beyond these a value can only be a mistake: an accumulation over more images than an epoch has, a shear of 90 degrees.
-LARGEST = {"nbs": 100_000, "anchors": 100, "degrees": 360, "shear": 89, "perspective": 1, "loss_ota": 1}
+# Beyond these a value can only be a mistake: an accumulation over more images than an epoch has. The augmentation's
+# own limits are data.augment's.
+LARGEST = {"nbs": 100_000, "anchors": 100, "degrees": 180, "shear": 60, "perspective": 0.001, "loss_ota": 1}
 LARGEST_VALUE = 1e6
 TEXT_KEYS = ("base", "classes")  # a file's name; classes of a teacher
 LONGEST_CHAIN = 20  # of files that are based on one another

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from utils.device import select_device
 from utils.errors import UsageError, UserError
 from utils.logging import LOGGER
 from utils.paths import file_hash
+from utils.text import shown_path
 
 RECIPES = "hyp/distill.*.yaml"
 
@@ -69,7 +71,7 @@ def check_recipe(options: TrainOptions, hyp: Hyp) -> None:
     """
     if not hyp.distills:
         raise UserError(
-            f"hyper-parameter file {options.hyp!r} has no kd_losses: nothing would be distilled; "
+            f"hyper-parameter file {shown_path(options.hyp)} has no kd_losses: nothing would be distilled; "
             f"use one of {RECIPES} or add them"
         )
     if not options.teacher_weights:
@@ -78,8 +80,9 @@ def check_recipe(options: TrainOptions, hyp: Hyp) -> None:
     for plan in plan_teachers(options, hyp):
         if not plan.is_average and Path(plan.path).resolve() == start:
             raise UsageError(
-                f"--weights and --teacher-weights are both {options.weights!r}: the student would be its own teacher; "
-                f"name a smaller student with --cfg or --weights, or --teacher-weights {OWN_AVERAGE}: its own average"
+                f"--weights and --teacher-weights are both {shown_path(options.weights)}: the student would be its own "
+                f"teacher; name a smaller student with --cfg or --weights, or --teacher-weights {OWN_AVERAGE}: its own "
+                "average"
             )
     schedule_values(options, hyp)
 
@@ -129,7 +132,7 @@ def _build_distiller(
         shared_losses(hyp.kd_losses, plan.share),
         schedule_values(options, hyp),
         image_size=options.img_size[0],
-        student_head=head_spec(student),
+        student_head=replace(head_spec(student), names=()) if options.single_cls else head_spec(student),
         teacher_head=head_spec(teacher),
         teacher_half=False if plan.is_average else None,  # the average goes on being averaged
         teacher_image_size=teacher_size,

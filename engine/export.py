@@ -20,12 +20,23 @@ from engine.export_formats import write_onnx, write_openvino, write_torchscript
 from engine.export_modules import Decoded, Suppressed
 from engine.exported import ExportMetadata, refuse_exported
 from models.yolo import Model
+from utils.cli import MOST_BOXES, MOST_IMAGES, check_pixels, check_range, check_share
 from utils.device import select_device
 from utils.errors import UsageError, UserError, unknown_name
 from utils.logging import LOGGER
 from utils.paths import existing_file
 
 OPSETS = range(11, 21)  # of ONNX, that PyTorch's exporter of traces can write and the grids need
+MOST_OFFSET = 1 << 20  # pixels between classes; float32 still tells a tenth of a pixel apart
+NOT_BUILT_IN = {
+    **dict.fromkeys(("engine", "tensorrt", "trt"), "TensorRT's trtexec --onnx=FILE"),
+    **dict.fromkeys(("coreml", "mlmodel", "mlpackage"), "coremltools, from torchscript"),
+    **dict.fromkeys(("tflite", "saved_model", "pb", "tfjs", "edgetpu", "litert"), "onnx2tf"),
+    "paddle": "x2paddle",
+    "ncnn": "pnnx, from torchscript",
+    "mnn": "MNNConvert",
+    "rknn": "rknn-toolkit2",
+}
 Write = Callable[[nn.Module, Tensor, ExportMetadata, Path], Path]
 
 
@@ -68,18 +79,23 @@ class ExportOptions:
     def __post_init__(self) -> None:
         """Refuses values out of their range with a UsageError."""
         for name in self.include:
+            if name.lower() in NOT_BUILT_IN:
+                remedy = f"export onnx and convert that by {NOT_BUILT_IN[name.lower()]}"
+                raise UsageError(f"--include {name}: this format is not built in; {remedy}")
             if name not in FORMATS:
                 raise UsageError(str(unknown_name("format", name, FORMATS, "--include")))
-        if len(self.img_size) not in (1, 2) or min(self.img_size) < 32:
-            raise UsageError(f"--img-size takes a side or height and width, at least 32 pixels; got {self.img_size}")
-        for flag, value in (("--conf-thres", self.conf_thres), ("--iou-thres", self.iou_thres)):
-            if not 0 <= value <= 1:
-                raise UsageError(f"{flag} must be from 0 to 1, got {value}")
+        if len(self.img_size) not in (1, 2):
+            raise UsageError(f"--img-size takes a side or height and width; got {len(self.img_size)} numbers")
+        for side in self.img_size:
+            check_pixels("--img-size", side)
+        check_share("--conf-thres", self.conf_thres)
+        check_share("--iou-thres", self.iou_thres)
         if self.opset not in OPSETS:
             raise UsageError(f"--opset must be from {OPSETS[0]} to {OPSETS[-1]}, got {self.opset}")
-        for flag, count in (("--batch-size", self.batch_size), ("--topk-all", self.topk_all)):
-            if count < 1:
-                raise UsageError(f"{flag} must be at least 1, got {count}")
+        check_range("--batch-size", self.batch_size, 1, MOST_IMAGES)
+        check_range("--topk-all", self.topk_all, 1, MOST_BOXES)
+        if self.max_wh is not None:
+            check_range("--max-wh", self.max_wh, 0, MOST_OFFSET)
 
 
 @dataclass

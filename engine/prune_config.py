@@ -7,14 +7,17 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
+from engine.arguments import MOST_EPOCHS
 from engine.checkpoint import Checkpoint, load_checkpoint
 from engine.config import KD_KEYS, Hyp, TrainOptions, hyp_from_dict, read_hyp
 from pruning import PruneSettings
 from pruning.pruner import check_settings
 from pruning.sparsity import SCHEDULES
+from utils.cli import check_range
 from utils.errors import UsageError, UserError
 from utils.paths import existing_file
 
+MOST_TARGETS, MOST_STEPS, MOST_CHANNELS, MOST_SPARSITY = 100, 10_000, 100_000, 1000
 STAGES = ("all", "sparse", "prune", "finetune", "distill")
 STARTS = ("pruned", "finetuned")
 DEFAULT_HYP = {"yolov8": "hyp/scratch.v8.yaml"}
@@ -93,20 +96,25 @@ def check_options(options: PruneOptions) -> Checkpoint:
         raise UsageError("--cfg has no use here: the architecture is that of --weights")
     if Path(training.weights).suffix.lower() in EXPORTED:
         raise UserError(f"{training.weights} is an exported model; prune the .pt file that it was exported from")
+    if len(options.targets) > MOST_TARGETS:
+        raise UsageError(
+            f"--target has {len(options.targets)} values; at most {MOST_TARGETS} models are made at a time"
+        )
     for target in options.targets:
         check_settings(replace(options.settings, target=target))
-    for name, value, least in (
-        ("--steps", options.steps, 1),
-        ("--step-epochs", options.step_epochs, 1),
-        ("--sparse-epochs", options.epochs_of("sparse"), 0),
-        ("--finetune-epochs", options.epochs_of("finetune"), 0),
-        ("--distill-epochs", options.epochs_of("distill"), 0),
-        ("--calibration-batches", options.batches, 1),
+    check_range("--round-to", options.settings.round_to, 1, MOST_CHANNELS)
+    for flag, value, least, most in (
+        ("--steps", options.steps, 1, MOST_STEPS),
+        ("--step-epochs", options.step_epochs, 1, MOST_EPOCHS),
+        ("--sparse-epochs", options.epochs_of("sparse"), 0, MOST_EPOCHS),
+        ("--finetune-epochs", options.epochs_of("finetune"), 0, MOST_EPOCHS),
+        ("--distill-epochs", options.epochs_of("distill"), 0, MOST_EPOCHS),
+        ("--calibration-batches", options.batches, 1, MOST_STEPS),
     ):
-        if value < least:
-            raise UsageError(f"{name} must be at least {least}, got {value}")
-    if options.sparsity <= 0:
+        check_range(flag, value, least, most)
+    if not options.sparsity > 0:
         raise UsageError(f"--sparsity must be more than 0, got {options.sparsity:g}")
+    check_range("--sparsity", options.sparsity, 0, MOST_SPARSITY)
     if options.sparsity_schedule not in SCHEDULES:
         raise UsageError(f"--sparsity-schedule must be one of {', '.join(SCHEDULES)}, got {options.sparsity_schedule}")
     if training.teacher_weights:

@@ -10,6 +10,7 @@ from typing import Any
 from torch import nn
 
 from utils.errors import UserError, unknown_name
+from utils.text import shown
 
 ACTIVATIONS: dict[str, Callable[..., nn.Module]] = {
     "nn.SiLU": nn.SiLU,
@@ -51,19 +52,19 @@ def resolve_argument(argument: Any, names: Mapping[str, Any], where: str) -> Any
     if not isinstance(argument, str) or argument in PLAIN_STRINGS:
         return argument
     if len(argument) > LONGEST_ARGUMENT:
-        raise UserError(f"{where}: argument {argument[:40]!r}... is not understood; it is longer than any would be")
+        raise UserError(f"{where}: argument {shown(argument, 40)} is not understood; it is longer than any would be")
     try:
         tree = ast.parse(argument, mode="eval").body
     except (SyntaxError, ValueError, MemoryError, RecursionError) as error:
-        raise UserError(f"{where}: argument {argument!r} is not understood") from error
-    return _value(tree, names, f"{where}: argument {argument!r}")
+        raise UserError(f"{where}: argument {shown(argument)} is not understood") from error
+    return _value(tree, names, f"{where}: argument {shown(argument)}")
 
 
 def make_default_activation(text: str, where: str) -> nn.Module:
     """The activation that the yaml's `activation:` line asks for."""
     activation = resolve_argument(text, {}, where)
     if not isinstance(activation, nn.Module):
-        raise UserError(f"{where}: activation {text!r} is no activation; write one such as nn.LeakyReLU(0.1)")
+        raise UserError(f"{where}: activation {shown(text)} is no activation; write one such as nn.LeakyReLU(0.1)")
     return activation
 
 

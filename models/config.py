@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from typing import Any
 from models.registry import ELSEWHERE, YOLOV7_ONLY
 from utils.errors import UserError, unknown_name
 from utils.logging import LOGGER
+from utils.text import printable, shown, shown_path
 from utils.yaml_io import check_keys, load_yaml
 
 FAMILIES = ("yolov5", "yolov7", "yolov8", "mobile")
@@ -21,6 +23,7 @@ LARGEST_COUNT = 100_000  # of classes and channels: far above any real one, far 
 MOST_REPEATS = 1000
 SCALED_NAME = re.compile(r"(yolov?\d+)([a-z])")  # the scale is the letter behind the generation
 LONGEST_VALUE = 200  # characters of a value in an error
+TEXT_KEYS = ("names", "scale", "family", "yaml_file")
 KNOWN_KEYS = (
     *REQUIRED_KEYS,
     "anchors",
@@ -133,7 +136,8 @@ def read_model_config(
         content, where = copy.deepcopy(dict(cfg)), "architecture"
         stem = Path(str(content.get("yaml_file", ""))).stem
     else:
-        content, where = load_yaml(_file_of_all_scales(Path(cfg)), "architecture"), f"architecture {str(cfg)!r}"
+        content = load_yaml(_file_of_all_scales(Path(cfg)), "architecture", TEXT_KEYS)
+        where = f"architecture {shown_path(cfg)}"
         stem = Path(cfg).stem
     check_keys(content, KNOWN_KEYS, where)
     for key in REQUIRED_KEYS:
@@ -156,14 +160,13 @@ def read_model_config(
         content["family"] = infer_family(rows)
     family = content["family"]
     if family not in FAMILIES:
-        raise unknown_name("family", str(family), FAMILIES, where)
+        raise unknown_name("family", family, FAMILIES, where)
     return ModelConfig(where, content, rows, depth, width, max_channels, family)
 
 
 def shortened(value: Any) -> str:
     """A value as an error shows it."""
-    text = repr(value)
-    return text if len(text) <= LONGEST_VALUE else f"{text[:LONGEST_VALUE]}..."
+    return shown(value, LONGEST_VALUE)
 
 
 def is_number(value: Any) -> bool:
@@ -254,7 +257,7 @@ def _read_multiples(content: dict[str, Any], stem: str, where: str) -> tuple[flo
             content["scale"] = _scale_of(scales, stem, where)
         scale = content["scale"]
         if scale not in list(scales):
-            raise unknown_name("scale", str(scale), map(str, scales), where)
+            raise unknown_name("scale", scale, map(str, scales), where)
         values = scales[scale]
     else:
         values = [
@@ -276,7 +279,7 @@ def _read_multiples(content: dict[str, Any], stem: str, where: str) -> tuple[flo
 def _file_of_all_scales(path: Path) -> Path:
     """The yaml without a scale in its name, where the one with it is missing."""
     general = path.with_name(SCALED_NAME.sub(r"\1", path.name, count=1))
-    return general if general.is_file() and not path.exists() else path
+    return general if os.path.isfile(general) and not os.path.exists(path) else path
 
 
 def _scale_of(scales: Mapping[str, Any], stem: str, where: str) -> str:
@@ -284,5 +287,5 @@ def _scale_of(scales: Mapping[str, Any], stem: str, where: str) -> str:
     if match and match.group(2) in scales:
         return match.group(2)
     first = next(iter(scales))
-    LOGGER.warning("%s names no scale; taking %r of %s", where, first, ", ".join(map(str, scales)))
+    LOGGER.warning(f"{where} names no scale; taking {shown(first)} of {printable(', '.join(map(str, scales)), 100)}")
     return first

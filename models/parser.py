@@ -28,6 +28,7 @@ from models.heads.base import DetectionHead
 from models.heads.binned import IBin
 from models.registry import Block, known_blocks
 from utils.errors import UserError, nearest
+from utils.text import shown
 
 PROBE_SIZE = 256
 ANCHOR_HEADS: dict[str, type[Detect]] = {
@@ -98,7 +99,7 @@ def build_layers(config: ModelConfig) -> nn.Sequential:
             if name not in blocks:
                 guess = nearest(name, [*blocks, *ANCHOR_HEADS])
                 hint = f"did you mean {guess!r}?" if guess else "docs/architectures.md lists the known ones"
-                raise UserError(f"{where}: unknown block {row.module!r}; {hint}")
+                raise UserError(f"{where}: unknown block {shown(row.module)}; {hint}")
             layer = _build_block(blocks[name], config, row, inputs, where)
             x = _tried(layer, inputs, where)
             outputs.append(x)
