@@ -66,7 +66,7 @@ class DatasetConfig:
         return sources
 
 
-def load_dataset_config(path: str | Path) -> DatasetConfig:
+def load_dataset_config(path: str | Path, needs: Sequence[str] = ("train", "val")) -> DatasetConfig:
     """Reads a data yaml in upstream's format.
 
     `train`, `val` and `test` each name a folder of images, a .txt list of image paths, or a list of those. They count
@@ -78,9 +78,13 @@ def load_dataset_config(path: str | Path) -> DatasetConfig:
     out. A `synthetic:` mapping holds the parameters of a data set that is rendered on first use, see `ensure_dataset`;
     its folders need not exist yet. Keys that other tools write are passed over, unknown ones with a warning.
 
+    Args:
+        path: the yaml file.
+        needs: the splits that are going to be used; the others may be missing.
+
     Raises:
         UserError: the file is missing or not yaml; a key is misspelt or missing; nc and names contradict each other;
-            the folder of train or val does not exist (a missing test folder is an error only when it is used).
+            the entry of a needed split is missing, or names what does not exist.
     """
     path = Path(path)
     content = load_yaml(path, "data file", TEXT_KEYS)
@@ -92,7 +96,7 @@ def load_dataset_config(path: str | Path) -> DatasetConfig:
         raise UserError(f"{where}: synthetic must hold `key: value` lines, found {shown(synthetic)}")
     root = _root(content.get("path"), path, where)
     sources = {name: _sources(name, content.get(name), root, "path" in content, where) for name in SPLITS}
-    for name in ("train", "val"):
+    for name in needs:
         if not sources[name]:
             raise UserError(f"{where}: no `{name}:` entry; add one that names a folder of images or a .txt list")
         for source in sources[name]:
@@ -136,7 +140,8 @@ def ensure_dataset(config: DatasetConfig) -> DatasetConfig:
 
 def _check_keys(content: Mapping[str, Any], where: str) -> None:
     """Refuses a key that looks like a misspelt one; of other unknown keys it tells."""
-    others = {*KEYS_OF_OTHERS, "name"} if "names" in content else KEYS_OF_OTHERS
+    title = "names" in content and isinstance(content.get("name"), str)  # of the data set
+    others = {*KEYS_OF_OTHERS, "name"} if title else KEYS_OF_OTHERS
     unknown = [key for key in content if key not in KEYS and key not in others]
     for key in unknown:
         guess = difflib.get_close_matches(key[:MAX_NAME].lower(), KEYS, n=1, cutoff=SIMILAR)

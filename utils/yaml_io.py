@@ -70,7 +70,7 @@ def decode_text(content: bytes, where: str) -> str:
     mark, encoding = next(((m, e) for m, e in BYTE_ORDER_MARKS if content.startswith(m)), (b"", "utf-8"))
     remedy = "save it as UTF-8 (in an editor: Save with encoding, UTF-8)"
     if not mark and b"\0" in content:
-        raise UserError(f"{where} is not UTF-8 text (it has zero bytes, as UTF-16 has); {remedy}")
+        raise UserError(f"{where} is not UTF-8 text, so not valid yaml (it has zero bytes, as UTF-16 has); {remedy}")
     try:
         return content[len(mark) :].decode(encoding)
     except UnicodeDecodeError as error:

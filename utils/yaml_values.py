@@ -19,6 +19,8 @@ from utils.text import printable, shown
 MAX_DEPTH = 64
 MAX_VALUES = 250_000
 """Values of a file, those that aliases repeat counted each time."""
+MAX_PARSED_AGAIN = 1 << 14
+"""Characters of a text that is parsed a second time, for a clearer message."""
 MAX_DIGITS = 18
 """Digits of a whole number: what fits 64 bits, as torch, numpy and files need it."""
 
@@ -62,12 +64,24 @@ def read_yaml(text: str, texts: Collection[str] = ()) -> Any:
     try:
         return _Reader(yaml.parse(text, Loader=loader), texts).document()
     except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        if mark and mark.line >= len(text.splitlines()):  # at the end: where it began tells more
-            mark = getattr(error, "context_mark", None) or mark
-        reason = getattr(error, "problem", None) or getattr(error, "reason", None) or "not valid yaml"
-        place = (mark.line + 1, mark.column + 1) if mark else (None, None)
-        raise YamlTextError(printable(reason, 200), *place) from error
+        raise _explained(error, text) from error
+
+
+def _explained(error: yaml.YAMLError, text: str) -> YamlTextError:
+    if len(text) <= MAX_PARSED_AGAIN and "nesting" not in str(error):
+        try:  # slower, but its messages say more
+            for _ in yaml.parse(text, Loader=yaml.SafeLoader):
+                pass
+        except yaml.YAMLError as clearer:
+            error = clearer
+    mark = getattr(error, "problem_mark", None)
+    if mark and mark.line >= len(text.splitlines()):  # at the end: where it began tells more
+        mark = getattr(error, "context_mark", None) or mark
+    reason = getattr(error, "problem", None) or getattr(error, "reason", None) or "not valid yaml"
+    if mark:
+        return YamlTextError(printable(reason, 200), mark.line + 1, mark.column + 1)
+    position = getattr(error, "position", None)  # of a character that yaml does not allow
+    return YamlTextError(printable(reason, 200), None if position is None else text.count("\n", 0, position) + 1)
 
 
 class _Reader:

@@ -43,7 +43,7 @@ def test_utf8_and_whatever_has_a_byte_order_mark(tmp_path: Path, encoding: str) 
     [
         ("a: 1\nnames: [红色, 绿色]\n".encode("gbk"), "is not UTF-8 (line 2: byte 0xba); save it as UTF-8"),
         ("# é\n".encode("latin-1"), "is not UTF-8 (line 1: byte 0xe9)"),
-        ("a: 1\n".encode("utf-16-le"), "is not UTF-8 text (it has zero bytes, as UTF-16 has)"),
+        ("a: 1\n".encode("utf-16-le"), "is not UTF-8 text, so not valid yaml (it has zero bytes, as UTF-16 has)"),
         (b"\xff\xfea", "begins as UTF-16 and is not"),
     ],
 )
@@ -62,7 +62,7 @@ def test_another_encoding_is_named(tmp_path: Path, content: bytes, message: str)
         ("a: !!python/object:os.system b", "the tag 'tag:yaml.org,2002:python/object:os.system' has no meaning here"),
         ("[a, b]: c", "a key must be text"),
         ("a: 1\n---\nb: 2\n", "a second document begins"),
-        ("a: \x07\n", "control characters are not allowed"),
+        ("b: 2\na: \x07\n", "line 2: special characters are not allowed"),
         ("a: " + "[" * 100 + "]" * 100, "nested more than"),
         ("a: b: c\n", "line 1, column 5"),
         ("a: [1", "line 1"),
