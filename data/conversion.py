@@ -23,6 +23,7 @@ from utils.text import MAX_PATH_SHOWN, printable, shown, shown_path
 
 LARGEST = 1e9  # of a coordinate in pixels
 MAX_KINDS = 50  # lines of a report
+MOST_REASONS = 3  # of them in an error
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,6 +79,14 @@ class Report:
         """Counts something that is not written."""
         self.left_out[kind] += 1
         self.first.setdefault(kind, printable(where, MAX_PATH_SHOWN))
+
+    def main_reasons(self) -> str:
+        """What was written, and what was left out most often, for one line."""
+        reasons = [f"{count} {what}" for what, count in self.written.items()]
+        most = self.left_out.most_common(MOST_REASONS)
+        reasons += [f"{count} {kind}, first: {self.first[kind]}" for kind, count in most]
+        more = len(self.left_out) - len(most)
+        return "; ".join([*reasons, *([f"{more} more kinds"] if more else [])])
 
     def text(self) -> str:
         """What a user is told."""
@@ -154,8 +163,8 @@ def write_dataset(
     splits = [split for split in SPLITS if any(split == name for name, _ in taken)]
     for split in ("train", "val"):
         if split not in splits:
-            reasons = "; ".join(line.strip() for line in report.text().splitlines())
-            raise UserError(f"no usable image for the {split} split among {len(images)} ({reasons or 'none listed'})")
+            reasons = report.main_reasons() or "none listed"
+            raise UserError(f"no usable image for the {split} split among {len(images)} ({reasons})")
     return write_data_yaml(out, splits, names)
 
 

@@ -221,8 +221,8 @@ def _checked_issues(issues: dict[str, Any], num_images: int) -> dict[int, tuple[
         for line, kind, detail in rows:
             if type(line) is not int or line < 0 or type(kind) is not str or type(detail) is not str:
                 raise ValueError("an issue of another form")
-            if max(len(kind), len(detail)) > MAX_TEXT:
-                raise ValueError("an issue that is too long")
+            if max(len(kind), len(detail)) > MAX_TEXT or not kind.isprintable():
+                raise ValueError("an issue that is too long, or of no kind")
         if not 0 <= int(key) < num_images:
             raise ValueError("an issue of no image")
         checked[int(key)] = tuple((line, kind, detail) for line, kind, detail in rows)

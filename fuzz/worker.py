@@ -311,9 +311,9 @@ def main() -> None:
     logging.disable(logging.CRITICAL)
     limits = Limits(words.input_seconds, words.growth)
     plan = Plan(words.readers, words.deadline, words.seed, words.folder, words.coverage, limits)
-    with tempfile.TemporaryDirectory(prefix="fuzz-") as temporary:
-        os.environ["XDG_CACHE_HOME"] = f"{temporary}/cache"
-        (run_atheris if words.engine == "atheris" else run_builtin)(plan, Path(temporary))
+    temporary = Path(tempfile.mkdtemp(dir=words.folder))  # which is removed by the process that started this one
+    os.environ["XDG_CACHE_HOME"] = str(temporary / "cache")
+    (run_atheris if words.engine == "atheris" else run_builtin)(plan, temporary)
 
 
 if __name__ == "__main__":

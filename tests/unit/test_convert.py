@@ -232,6 +232,20 @@ class TestVoc:
         assert self.run(voc)[0] == 0
         assert "1 objects without a readable bndbox" in capsys.readouterr().out
 
+    def test_an_error_names_three_reasons_at_most(self, voc: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        boxes = [(5, 5, 1, 1), (500, 500, 600, 600)]
+        voc_image(
+            voc, "a", *(voc_object("dog", box) for box in boxes), voc_object("", (1, 1, 9, 9)), voc_object("", boxes[0])
+        )
+        (voc / "JPEGImages/a.jpg").write_bytes(b"")
+        voc_list(voc, "train", *"acde")
+        (voc / "Annotations/c.xml").write_text("<annotation>")
+        (voc / "Annotations/d.xml").write_text("<annotation><object/></annotation>")
+        assert self.run(voc)[0] == 1
+        error = capsys.readouterr().err
+        assert "no usable image for the train split" in error and error.count("first:") == 3
+        assert "more kinds" in error
+
     def test_lists_that_are_binary_or_name_files_with_blanks(
         self, voc: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:

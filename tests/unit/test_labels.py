@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 
@@ -312,6 +313,18 @@ class TestCache:
             np.savez(stream, header=np.array([Attack()], dtype=object))
         assert index(cached).counts["images"] == 3
         assert not (tmp_path / "executed").exists()
+
+    def test_a_cache_that_writes_to_the_terminal_is_ignored(self, cached: Path, checked: list[str]) -> None:
+        path = cached / "labels.index.cache"
+        with np.load(path) as arrays:
+            content = dict(arrays)
+        header = json.loads(content["header"].tobytes())
+        header["issues"] = {"0": [[0, "\x1b[31mred", "detail"]]}
+        content["header"] = np.frombuffer(json.dumps(header).encode(), np.uint8)
+        with open(path, "wb") as stream:
+            np.savez(stream, **content)
+        assert index(cached).problems == []
+        assert len(checked) == 3
 
     def test_folder_that_cannot_be_written(self, tmp_path: Path, checked: list[str]) -> None:
         add(tmp_path, "a.png")
