@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import logging
+import shutil
 from pathlib import Path
 
 import pytest
 
-from data.config import DatasetConfig, ensure_dataset, load_dataset_config
+from data.config import DatasetConfig, ensure_dataset, load_class_names, load_dataset_config
 from data.synthetic import CLASS_NAMES
 from utils.errors import UserError
 
@@ -25,7 +27,7 @@ def load(folder: Path, **changes: str | None) -> DatasetConfig:
     """The config of a good yaml with some lines changed, or left out (None)."""
     lines = {key: value for key, value in (GOOD | changes).items() if value is not None}
     path = folder / "data.yaml"
-    path.write_text("".join(f"{key}: {value}\n" for key, value in lines.items()))
+    path.write_text("".join(f"{key}: {value}\n" for key, value in lines.items()), encoding="utf-8")
     return load_dataset_config(path)
 
 
@@ -105,31 +107,90 @@ def test_mistakes_are_named_in_one_line(folder: Path, changes: dict[str, str | N
     assert "data.yaml" in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"names": None, "nc": "1000000000000"}, "nc is 1000000000000, expected a whole number from 1 to 100000"),
+        ({"nc": "-1"}, "nc is -1, expected a whole number of at least 1"),
+        ({"nc": "2.0"}, "nc is 2.0, expected a whole number"),
+        ({"nc": "1:30"}, "nc is '1:30', expected a whole number"),
+        ({"names": "{0: cat, '0': dog}"}, "the key '0' stands in line 4 and again in line 4"),
+        ({"names": "{00: cat, 1: dog}"}, "keys that are not whole numbers, such as '00'"),
+        ({"names": "{cat: 0, dog: 1}"}, "keys that are not whole numbers, such as 'cat'"),
+        ({"names": "[cat, [dog]]"}, r"the name of class 1 is ['dog']; write a text"),
+        ({"names": "[cat, '']"}, "the name of class 1 is ''; write a text"),
+        ({"names": r'[cat, "dog\e[31m"]'}, "the name of class 1 has control characters, 'dog?[31m'"),
+        ({"names": f"[cat, {'x' * 300}]"}, "the name of class 1 has 300 characters; at most 250"),
+        ({"train": "x" * 5000}, "do not exist; correct `train:` or `path:` there"),
+        ({"train": r'"a\0b"'}, "do not exist; correct `train:` or `path:` there"),
+        ({"nmes": "[a]"}, "unknown key 'nmes'; did you mean 'names'?"),
+        ({"tset": "images/val"}, "unknown key 'tset'; did you mean 'test'?"),
+    ],
+)
+def test_odd_values_are_one_line(folder: Path, changes: dict[str, str | None], message: str) -> None:
+    with pytest.raises(UserError) as caught:
+        load(folder, **changes)
+    assert message in str(caught.value) and str(caught.value).isprintable() and len(str(caught.value)) < 700
+
+
+def test_names_are_taken_as_they_are_written(folder: Path) -> None:
+    assert load(folder, nc=None, names="[no, yes, 010, 1_0, 12:30, 2024-01-01, 1.50]").names == (
+        "no", "yes", "010", "1_0", "12:30", "2024-01-01", "1.50",
+    )  # fmt: skip
+    assert load(folder, names="{'0': no, 1: on}").names == ("no", "on")
+    assert load(folder, names="[猫 咪, a\u200cb]").names == ("猫 咪", "a\u200cb"), (
+        "what scripts need is no control character"
+    )
+    assert load_class_names(folder / "data.yaml") == ("猫 咪", "a\u200cb")
+
+
+def test_keys_of_other_tools_are_passed_over(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    others = {
+        "license": "CC BY 4.0", "kpt_shape": "[17, 3]", "flip_idx": "[0, 2, 1]", "roboflow": "{version: 1}",
+        "download": "https://a.example/b.zip", "minival": "x", "version": "1.0", "description": "y", "url": "z",
+        "author": "me", "date": "2024-01-01", "tags": "[a]", "channels": "3", "name": "a data set",
+    }  # fmt: skip
+    assert load(folder, **others).names == ("cat", "dog")
+    assert not caplog.records
+    load(folder, weather="sunny", channels="1")
+    told = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+    assert len(told) == 2 and "not used, as unknown: 'weather'" in told[0] and "images are read with 3" in told[1]
+
+
+def test_two_classes_of_one_name_are_told(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    assert load(folder, nc=None, names="[cat, dog, cat]").nc == 3
+    assert "classes 0 and 2 have one name, 'cat'" in caplog.text
+
+
 def test_names_are_numbered_where_only_nc_is_given(folder: Path) -> None:
     assert load(folder, names=None).names == ("class0", "class1")
 
 
+@pytest.fixture
+def shipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The shipped yaml files in a checkout of their own: data sets may lie in and beside the real one."""
+    checkout = tmp_path / "checkout"
+    shutil.copytree(ROOT / "data", checkout / "data", ignore=lambda _, names: [n for n in names if ".yaml" not in n])
+    monkeypatch.chdir(checkout)
+    monkeypatch.setattr("data.config.REPOSITORY", checkout)
+    return checkout
+
+
 @pytest.mark.parametrize("name", ["bccd", "coco", "voc"])
-def test_shipped_yaml_asks_for_its_data(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Wherever real data sets lie: beside a copy of the yaml, in a checkout of their own."""
-    (tmp_path / "data").mkdir()
-    path = tmp_path / f"data/{name}.yaml"
-    path.write_text((ROOT / f"data/{name}.yaml").read_text())
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("data.config.REPOSITORY", tmp_path)
+def test_shipped_yaml_asks_for_its_data(shipped: Path, name: str) -> None:
     with pytest.raises(UserError, match=rf"datasets/{name}/images/train' do not exist"):
-        load_dataset_config(path)
+        load_dataset_config(shipped / f"data/{name}.yaml")
     for split in ("train", "val"):
-        (tmp_path / f"datasets/{name}/images/{split}").mkdir(parents=True)
-    config = load_dataset_config(path)
-    assert config.train == (tmp_path / f"datasets/{name}/images/train",)
+        (shipped / f"datasets/{name}/images/{split}").mkdir(parents=True)
+    config = load_dataset_config(shipped / f"data/{name}.yaml")
+    assert config.train == (shipped / f"datasets/{name}/images/train",)
     assert config.nc == len(config.names) > 1
 
 
-def test_shipped_synthetic_yaml_agrees_with_the_renderer() -> None:
-    config = load_dataset_config(ROOT / "data/synthetic.yaml")
+def test_shipped_synthetic_yaml_agrees_with_the_renderer(shipped: Path) -> None:
+    config = load_dataset_config(shipped / "data/synthetic.yaml")
     assert config.names == CLASS_NAMES
-    assert config.root == ROOT / "datasets/synthetic"
+    assert config.root == shipped / "datasets/synthetic"
 
 
 def test_synthetic_set_is_rendered_on_first_use(tmp_path: Path) -> None:
