@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from engine.checkpoint import Checkpoint, load_checkpoint, save_checkpoint, strip_checkpoint, to_payload
+from engine.checkpoint import Checkpoint, load_checkpoint, save_checkpoint, to_payload
 from engine.loop import Trainer, TrainState
 from engine.runfolder import RunFolder
 from engine.state_check import (
@@ -110,16 +110,14 @@ def training_entry(trainer: Trainer, data: dict[str, Any] | None) -> dict[str, A
 
 
 def strip_run(run: RunFolder) -> None:
-    """Makes plain model files of last.pt and best.pt; last.pt still says of its run what an extension needs.
+    """Makes a plain model file of last.pt, as best.pt is one; it still says of its run what an extension needs.
 
-    A last.pt that is stripped already stays as it is, so this can be repeated after whatever ended it.
+    A file that is stripped already stays as it is, so this can be repeated after whatever ended it.
     """
     checkpoint = load_checkpoint(run.last)
     if checkpoint.training:
         facts = {key: checkpoint.training[key] for key in ENTRIES}
         save_checkpoint(run.last, {**to_payload(checkpoint), "run": facts})
-    if run.best.is_file():
-        strip_checkpoint(run.best)
 
 
 def restore_training(trainer: Trainer, checkpoint: Checkpoint, same_data: bool = True) -> None:
