@@ -96,9 +96,9 @@ def _listed(content: dict[str, Any], where: str) -> list[Assistant]:
     for entry in entries:
         check_keys(entry, [f.name for f in fields(Assistant)], f"{where}: assistants")
         for key, value in entry.items():
-            wanted = int if key == "epochs" else str
-            if type(value) is not wanted or not value or (wanted is int and not 1 <= value <= MOST_EPOCHS):
-                expected = "text" if wanted is str else f"a whole number from 1 to {MOST_EPOCHS}"
+            fits = type(value) is int and 1 <= value <= MOST_EPOCHS if key == "epochs" else type(value) is str and value
+            if not fits:
+                expected = f"a number from 1 to {MOST_EPOCHS}" if key == "epochs" else "text"
                 raise UserError(f"{where}: assistants: {key} is {shown(value)}; expected {expected}")
         if not entry.get("cfg") and not entry.get("weights"):
             raise UserError(f"{where}: an assistant needs cfg (an architecture) or weights (a checkpoint)")

@@ -37,6 +37,8 @@ _SWITCHES = {
 _STANDARD_TAG = "tag:yaml.org,2002:"
 _MERGE = "<<"
 
+Event = Any  # of PyYAML, whose stubs know neither anchors nor tags
+
 
 class YamlTextError(ValueError):
     """Text that is not read; `line` counts from 1, or is None where no place can be named."""
@@ -87,7 +89,7 @@ def _explained(error: yaml.YAMLError, text: str) -> YamlTextError:
 class _Reader:
     """Builds values from the events of PyYAML's parser. `count` is the number of values so far."""
 
-    def __init__(self, events: Iterator[yaml.Event], texts: Collection[str]) -> None:
+    def __init__(self, events: Iterator[Event], texts: Collection[str]) -> None:
         self.events = events
         self.texts = texts
         self.count = 0
@@ -104,7 +106,7 @@ class _Reader:
             raise _error("a second document begins (`---`); keep one", following)
         return value
 
-    def _value(self, event: yaml.Event, depth: int, as_text: bool) -> Any:
+    def _value(self, event: Event, depth: int, as_text: bool) -> Any:
         before = self.count
         self._add(1, event)
         if isinstance(event, yaml.AliasEvent):
@@ -149,7 +151,7 @@ class _Reader:
                 own[key] = value
         return merged | own
 
-    def _key(self, event: yaml.Event) -> str:
+    def _key(self, event: Event) -> str:
         if isinstance(event, yaml.AliasEvent):
             key = self._repeated(event)
         else:
@@ -158,10 +160,10 @@ class _Reader:
         if not isinstance(key, str):
             raise _error("a key must be text", event)
         if getattr(event, "anchor", None) and isinstance(event, yaml.ScalarEvent):
-            self.anchors[event.anchor] = (key, 1)
+            self.anchors[str(event.anchor)] = (key, 1)
         return key
 
-    def _repeated(self, event: yaml.AliasEvent) -> Any:
+    def _repeated(self, event: Event) -> Any:
         if event.anchor not in self.anchors:
             raise _error(f"the alias *{printable(event.anchor, 40)} has no anchor before it", event)
         known = self.anchors[event.anchor]
@@ -171,13 +173,13 @@ class _Reader:
         self._add(size, event)
         return value
 
-    def _add(self, number: int, event: yaml.Event) -> None:
+    def _add(self, number: int, event: Event) -> None:
         self.count += number
         if self.count > MAX_VALUES:
             raise _error(f"more than {MAX_VALUES} values, those that aliases repeat counted each time", event)
 
 
-def _scalar(event: yaml.ScalarEvent, as_text: bool) -> Any:
+def _scalar(event: Event, as_text: bool) -> Any:
     """A value that is no list and no mapping; what is quoted is text."""
     text = event.value
     tag = (event.tag or "").removeprefix(_STANDARD_TAG)
@@ -202,10 +204,10 @@ def _scalar(event: yaml.ScalarEvent, as_text: bool) -> Any:
     return text
 
 
-def _check_tag(event: yaml.Event, kind: str) -> None:
+def _check_tag(event: Event, kind: str) -> None:
     if event.tag not in (None, "!", _STANDARD_TAG + kind):
         raise _error(f"the tag {shown(event.tag)} has no meaning here; leave it out", event)
 
 
-def _error(reason: str, event: yaml.Event) -> YamlTextError:
+def _error(reason: str, event: Event) -> YamlTextError:
     return YamlTextError(reason, event.start_mark.line + 1, event.start_mark.column + 1)

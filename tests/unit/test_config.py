@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from engine.config import Hyp, TrainOptions, options_from_dict, read_hyp
+from engine.config import Hyp, TrainOptions, hyp_from_dict, options_from_dict, read_hyp
 from tests.golden import ROOT
 from utils.errors import UserError
 
@@ -29,6 +29,28 @@ def test_every_shipped_file_is_valid_and_says_how_to_use_it(path: Path) -> None:
         ("weight_decay: -0.1", "weight_decay is -0.1, expected a number of at least 0"),
         ("momentum: 1", "momentum is 1, expected at least 0 and less than 1"),
         ("kd_losses: [fgd]", "kd_losses must be a mapping"),
+        ("nbs: " + "9" * 18, "expected a number of at most 100000"),
+        ("lr0: 1.0e+300", "lr0 is 1e+300, expected a number of at most 1e+06"),
+        ("degrees: 181", "degrees is 181, expected a number of at most 180"),
+        ("shear: 90", "shear is 90, expected a number of at most 60"),
+        ("perspective: 0.1", "perspective is 0.1, expected a number of at most 0.001"),
+        ("anchors: 1000", "anchors is 1000, expected a number of at most 100"),
+        ("loss_ota: 2", "loss_ota is 2, expected a number of at most 1"),
+        ("warmup_epochs: [1]", "warmup_epochs must be a number, found [1]"),
+        ("box: 0x" + "F" * 30, "a number of 32 digits"),
+        ("kd_resize: 'yes'", "kd_resize is 'yes', expected true or false"),
+        ("kd_loss_type: [a]\nfeature_loss_type: {b: c}", "unknown kd_loss_type ['a']"),
+        ("student_kd_layers: '" + "9" * 5000 + "'", "student_kd_layers has '999"),
+        ("student_kd_layers: '\u0661,2'", "student_kd_layers has '\u0661'"),
+        (
+            "kd_loss_type: all\nkd_loss_epoch: .nan\nfeature_loss_type: cwd\nlogical_loss_type: l2",
+            "kd_loss_epoch is nan",
+        ),
+        ("kd_loss_type: feature\nfeature_loss_type: cwd\nkd_schedule: [1]", "kd_schedule must be a mapping"),
+        ("kd_teachers: [{share: .inf}]", "share is inf; expected a number"),
+        ("kd_teachers: [{classes: [null]}]", "classes is [None]; expected a list of names"),
+        ("base: " + "x" * 5000, "base 'xxx"),
+        ('base: "a\\0"', "does not exist"),
         ("- 1", "must hold `key: value` lines"),
         ("a: [1", "line 1"),
         ("lr0: 2024-99-99", "lr0 must be a number, found '2024-99-99'"),  # not taken for a date
@@ -39,11 +61,24 @@ def test_every_shipped_file_is_valid_and_says_how_to_use_it(path: Path) -> None:
 )
 def test_mistakes_are_named(tmp_path: Path, text: str, message: str) -> None:
     path = tmp_path / "hyp.yaml"
-    path.write_text(text)
+    path.write_text(text, encoding="utf-8")
     with pytest.raises(UserError) as error:
         read_hyp(path)
     assert message in str(error.value)
-    assert "\n" not in str(error.value)
+    assert str(error.value).isprintable() and len(str(error.value)) < 1000
+
+
+def test_classes_of_a_teacher_are_names_as_they_are_written(tmp_path: Path) -> None:
+    path = tmp_path / "hyp.yaml"
+    path.write_text("kd_teachers: [{classes: [no, on, 010]}, {share: 0.5}]\n")
+    assert read_hyp(path).kd_teachers[0]["classes"] == ["no", "on", "010"]
+
+
+def test_values_of_a_checkpoint_may_be_of_any_size() -> None:
+    for name, value in (("nbs", 10**5000), ("mosaic", 10**5000), ("lr0", [[["x"] * 9] * 9] * 9), ("k" * 10**6, 1)):
+        with pytest.raises(UserError) as error:
+            hyp_from_dict({name: value}, "last.pt")
+        assert len(str(error.value)) < 3000 and str(error.value).isprintable()
 
 
 def test_no_anchors_are_those_of_the_architecture(tmp_path: Path) -> None:

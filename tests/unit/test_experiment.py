@@ -52,6 +52,16 @@ def test_a_file_is_read(tmp_path: Path) -> None:
     assert experiment(tmp_path, seeds=3).seeds == (3,)
 
 
+def test_words_are_text_and_null_is_the_default(tmp_path: Path) -> None:
+    path = written(tmp_path, device="replaced", epochs="replaced")
+    path.write_text(
+        path.read_text().replace("device: replaced", "device: 0").replace("epochs: replaced", "epochs: null")
+    )
+    path.write_text(path.read_text().replace("name: try", "name: 2024-01-01"))
+    found = load_experiment(path)
+    assert (found.name, found.device, found.epochs) == ("2024-01-01", "0", Experiment.epochs)
+
+
 def test_given_values_replace_those_of_the_file(tmp_path: Path) -> None:
     overrides = {"name": "again", "seeds": [7], "epochs": 2, "data": None, "device": None}
     found = load_experiment(written(tmp_path), overrides)
@@ -76,6 +86,19 @@ def test_given_values_replace_those_of_the_file(tmp_path: Path) -> None:
         ({"arms": {}}, "arms is empty"),
         ({"arms": {"one": "hyp.yaml"}}, "arms: one is 'hyp.yaml'; expected settings"),
         ({"arms": {"one": {"distil": "no"}}}, "arms: one: distil is 'no'; expected true or false"),
+        ({"epochs": 10**12}, "epochs is 1000000000000; expected a whole number of at most"),
+        ({"img_size": 8}, "img_size is 8; expected a whole number of at least 32"),
+        ({"workers": 10**9}, "workers is 1000000000; expected a whole number of at most 1024"),
+        ({"batch_size": -1}, "batch_size is -1; expected a whole number of at least 1"),
+        ({"seeds": [2**40]}, "seeds are [1099511627776]; expected different whole numbers from 0 to"),
+        ({"seeds": []}, "seeds are []; expected different whole numbers"),
+        ({"seeds": [[0]]}, "seeds are [[0]]; expected different whole numbers"),
+        ({"flags": [["--rect"]]}, "expected words such as"),
+        ({"name": "../../x"}, "name '../../x' must name a folder below"),
+        ({"name": "a\x1b[31m"}, "has control characters"),
+        ({"arms": {"../x": {}}}, "'../x' is no name for an arm"),
+        ({"arms": {"teacher": {}}}, "'teacher' is no name for an arm"),
+        ({"arms": {"-x": {}}}, "'-x' is no name for an arm"),
     ],
 )
 def test_mistakes_in_the_file(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
