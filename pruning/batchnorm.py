@@ -28,19 +28,26 @@ def reestimate_batchnorm(model: nn.Module, images: Iterable[Tensor]) -> None:
     for module in norms:
         module.reset_running_stats()
         module.momentum = None  # a cumulative mean
+    skipped: set[nn.Module] = set()
+
+    def leave_out_lone_values(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        module.training = inputs[0].numel() != inputs[0].shape[1]  # one image on a map of 1 x 1 has no statistics
+        if not module.training:
+            skipped.add(module)
+
+    hooks = [module.register_forward_pre_hook(leave_out_lone_values) for module in norms]
     count = 0
     for batch in images:
-        try:
-            model(batch)
-        except ValueError:
-            if len(batch) > 1:
-                raise
-            continue  # a lone image on a map of 1 x 1 has no statistics
+        model(batch)
         count += 1
+    for hook in hooks:
+        hook.remove()
     for module, momentum in zip(norms, momenta):
         module.momentum = momentum
     for part, mode in modes:
         part.training = mode
-    if not count:
-        raise PruneError("no images to estimate BatchNorm's statistics on; give a data set with training images, "
-            "or larger ones in batches of two")
+    if not count or any(not module.num_batches_tracked for module in skipped):
+        raise PruneError(
+            "no images to estimate BatchNorm's statistics on; give a data set with training images, or larger ones in "
+            "batches of two"
+        )
