@@ -200,7 +200,7 @@ def _train_stage(stage: TrainOptions, distil: bool) -> tuple[Path, float]:
     if state == "finished":
         LOGGER.info(f"already trained: {best}")
     elif state in ("interrupted", "evaluating"):
-        run_training(stage, resume=str(last), distil=distil)
+        run_training(stage, resume=str(last), distil=distil, given=("device", "workers"))
     else:
         run_training(stage, distil=distil)
     return best, _recorded_ap(best)

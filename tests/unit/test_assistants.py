@@ -14,6 +14,7 @@ import engine.assistants as assistants_module
 from engine.assistants import Assistant, parse_assistants, run_chain
 from engine.checkpoint import save_checkpoint
 from engine.config import TrainOptions
+from engine.runfolder import RunFolder
 from engine.state import model_entry
 from models.yolo import Model
 from utils.errors import UsageError, UserError
@@ -29,13 +30,14 @@ class Trainings:
         self.calls: list[tuple[TrainOptions, Any, bool]] = []
         self.entry = model_entry(Model(PICO, nc=1))
 
-    def __call__(self, options: TrainOptions, resume: Any = False, distil: bool = False) -> None:
+    def __call__(self, options: TrainOptions, resume: Any = False, distil: bool = False, given: Any = ()) -> None:
         self.calls.append((options, resume, distil))
         weights = Path(options.project) / options.name / "weights"
         weights.mkdir(parents=True, exist_ok=True)
         payload = {"model": self.entry, "epoch": 0, "metrics": {"metrics/AP": self.aps.pop(0)}}
         for name in ("best.pt", "last.pt"):
             save_checkpoint(weights / name, payload)
+        RunFolder(weights.parent).update_manifest({"finished": {"epochs": 1}})
 
 
 @pytest.fixture
