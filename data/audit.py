@@ -18,10 +18,11 @@ from data.config import SPLITS, DatasetConfig, ensure_dataset, load_dataset_conf
 from data.label_rows import label_path
 from data.labels import build_index
 from data.records import DatasetIndex, Problem
-from utils.cli import CommandParser, run_command
+from utils.cli import CommandParser, check_range, run_command
+from utils.errors import UserError
 from utils.logging import LOGGER, setup_logging
 from utils.paths import file_hash
-from utils.text import printable
+from utils.text import printable, shown_path
 
 LEAK = "same image in two splits"
 REPEATED = "same image twice in a split"
@@ -160,13 +161,21 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs the command."""
     args = parse_args(argv)
+    check_range("--limit", args.limit, 0)
     setup_logging()
-    config = ensure_dataset(load_dataset_config(args.data))
-    sources = {split: getattr(config, split) for split in SPLITS if getattr(config, split)}
+    config = ensure_dataset(load_dataset_config(args.data, needs=()))
+    given = {split: getattr(config, split) for split in SPLITS if getattr(config, split)}
+    missing = [path for paths in given.values() for path in paths if not os.path.exists(path)]
+    for path in missing:
+        LOGGER.warning(f"images {shown_path(path)} do not exist; correct the path in the data yaml")
+    there = {split: [path for path in paths if path not in missing] for split, paths in given.items()}
     indices = {
         split: build_index(paths, config.nc, cache=not args.no_cache, prefix=split, quiet=True)
-        for split, paths in sources.items()
+        for split, paths in there.items()
+        if paths
     }
+    if not indices:
+        raise UserError(f"data file {shown_path(args.data)}: none of its images exist; correct `path:` there")
     LOGGER.info(report(config, indices, args.limit))
 
 

@@ -31,11 +31,13 @@ def read_header(content: bytes) -> Header | None:
             return Header(jpeg.width, jpeg.height, jpeg.orientation) if jpeg else None
         if content.startswith(PNG):
             exif = next((part for kind, part in _png_chunks(content) if kind == b"eXIf"), b"")
-            return Header(*struct.unpack_from(">II", content, 16), exif_orientation(exif) if exif else UPRIGHT)
+            width, height = struct.unpack_from(">II", content, 16)
+            return Header(width, height, exif_orientation(exif) if exif else UPRIGHT)
         if content[:4] == b"RIFF" and content[8:12] == b"WEBP":
             exif = next((part for kind, part in _webp_chunks(content) if kind == b"EXIF"), b"")
             exif = exif.removeprefix(b"Exif\0\0")
-            return Header(*_webp_size(content), exif_orientation(exif) if exif else UPRIGHT)
+            width, height = _webp_size(content)
+            return Header(width, height, exif_orientation(exif) if exif else UPRIGHT)
         if content[:4] in TIFF_ORDERS:
             tags = read_tiff_tags(content)
             return Header(tags[WIDTH], tags[HEIGHT], tags.get(ORIENTATION, UPRIGHT))

@@ -86,10 +86,13 @@ def parse_labels(content: bytes) -> ParsedLabels:
     polygons: list[np.ndarray | None] = []
     seen: set[object] = set()
     issues: list[tuple[int, str, str]] = []
-    num_issues = 0
+    num_rows = num_issues = 0
     for line, row_text in enumerate(io.StringIO(text, newline=None), 1):
         if row_text.isspace():
             continue
+        num_rows += 1
+        if num_rows > MAX_ROWS:
+            return unusable_labels(TOO_MANY, f"more than {MAX_ROWS} rows")
         try:
             row, polygon, clipped = _read_row(row_text, seen)
         except _BadRow as bad:
@@ -104,8 +107,6 @@ def parse_labels(content: bytes) -> ParsedLabels:
         rows.append(row)
         lines.append(line)
         polygons.append(polygon)
-        if len(rows) > MAX_ROWS:
-            return unusable_labels(TOO_MANY, f"more than {MAX_ROWS} rows")
     if num_issues > MAX_ISSUES:
         issues.append((line, MORE, f"{num_issues - MAX_ISSUES} rows up to this one, left out or clipped"))
     labels = np.array(rows, np.float32).reshape(-1, 5)

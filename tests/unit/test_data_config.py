@@ -162,6 +162,15 @@ def test_two_classes_of_one_name_are_told(folder: Path, caplog: pytest.LogCaptur
     assert "classes 0 and 2 have one name, 'cat'" in caplog.text
 
 
+def test_only_the_splits_that_are_used_must_be_there(folder: Path) -> None:
+    with pytest.raises(UserError, match=r"train images '.*images/elsewhere' do not exist"):
+        load(folder, train="images/elsewhere")
+    assert load_dataset_config(folder / "data.yaml", needs=("val",)).split("val") == (folder / "images/val",)
+    with pytest.raises(UserError, match=r"no `train:` entry"):
+        load(folder, train=None)
+    assert load_dataset_config(folder / "data.yaml", needs=("val",)).train == ()
+
+
 def test_names_are_numbered_where_only_nc_is_given(folder: Path) -> None:
     assert load(folder, names=None).names == ("class0", "class1")
 
