@@ -18,6 +18,7 @@ from data.labels import DatasetIndex, build_index
 from data.loader import DetectionLoader, create_loader
 from data.unlabeled import MixedLoader, add_unlabelled
 from engine.checkpoint import Checkpoint, fitted_model, fitted_yaml, load_checkpoint, transfer_weights
+from engine.class_order import start_from_names
 from engine.config import Hyp, TrainOptions
 from engine.distributed import World, main_first
 from models.yolo import Model
@@ -82,6 +83,8 @@ def load_start(model: Model, checkpoint: Checkpoint, keep_anchors: bool) -> None
             f"not one tensor of {checkpoint.path} fits this architecture; "
             "check --cfg, or leave it out to use the checkpoint's own"
         )
+    if len(checkpoint.names) == model.nc:
+        start_from_names(model, checkpoint.names, str(checkpoint.path))
 
 
 def freeze_layers(model: Model, freeze: Sequence[int]) -> list[int]:

@@ -13,19 +13,24 @@ import cv2
 import numpy as np
 import torch
 
-from data.config import ensure_dataset, load_dataset_config
+from data.config import DatasetConfig, ensure_dataset, load_dataset_config
+from data.decode import decode_image
 from data.labels import build_index
 from engine.build import validation_loader
 from engine.checkpoint import load_model
+from engine.class_order import adopt_names
 from engine.compare import Run, summarise
 from engine.evaluate import evaluate
 from engine.experiment import Experiment
 from engine.predict import Predictor
 from engine.runfolder import environment
+from models.yolo import Model
 from pruning.size import measure_latency
 from utils.boxes import cxcywh_to_xyxy
 from utils.device import select_device
 from utils.logging import LOGGER
+from utils.names import distinct_names
+from utils.output_names import OutputNames, file_name
 from utils.paths import replacing
 from utils.plots import draw_boxes
 
@@ -44,9 +49,9 @@ def evaluate_runs(experiment: Experiment, runs: Sequence[Run]) -> list[dict[str,
         ms an image at batch 1 (median, measured in turns so that a change of the machine's speed hits all alike).
     """
     device = select_device(experiment.device)
-    config = ensure_dataset(load_dataset_config(experiment.data))
+    config = ensure_dataset(load_dataset_config(experiment.data, needs=(experiment.split,)))
     index = build_index(getattr(config, experiment.split), config.nc, prefix=experiment.split)
-    models = [load_model(run.weights, device=device, fuse=True) for run in runs]
+    models = [_load(run, config, device) for run in runs]
     image = torch.rand(1, 3, experiment.img_size, experiment.img_size, device=device)
     times = measure_latency(models, image)
     rows = []
@@ -62,7 +67,7 @@ def evaluate_runs(experiment: Experiment, runs: Sequence[Run]) -> list[dict[str,
                 "seed": run.seed,
                 "weights": str(run.weights),
                 **{key.removeprefix("metrics/"): value for key, value in result.as_row().items() if "metrics/" in key},
-                "per_class": dict(zip(config.names, [float(v) for v in result.coco.per_class_ap])),
+                "per_class": dict(zip(distinct_names(config.names), [float(v) for v in result.coco.per_class_ap])),
                 "parameters": summary.parameters,
                 "gflops": summary.gflops,
                 "ms": seconds * 1000,
@@ -130,25 +135,33 @@ def draw_pictures(experiment: Experiment, runs: Sequence[Run], folder: Path) -> 
     """
     out = folder / "pictures"
     out.mkdir(exist_ok=True)
-    config = ensure_dataset(load_dataset_config(experiment.data))
+    config = ensure_dataset(load_dataset_config(experiment.data, needs=(experiment.split,)))
     records = build_index(getattr(config, experiment.split), config.nc, prefix=experiment.split).records
     first: dict[str, Run] = {}
     for run in runs:
         first.setdefault(run.role, run)
     device = select_device(experiment.device)
     predictors = {
-        role: Predictor(load_model(run.weights, device), experiment.img_size, device, conf_thres=0.3)
+        role: Predictor(_load(run, config, device), experiment.img_size, device, conf_thres=0.3)
         for role, run in first.items()
     }
     step = max(len(records) // experiment.pictures, 1)
-    for record in records[::step][: experiment.pictures]:
-        image = np.asarray(cv2.imread(record.path))
+    chosen = records[::step][: experiment.pictures]
+    stems = OutputNames(record.path for record in chosen)
+    for record in chosen:
+        image = decode_image(record.path)
         panels = [_panel(image, _labelled(record), "labels", config.names)]
         panels += [
             _panel(image, predictor(image).cpu().numpy(), role, config.names) for role, predictor in predictors.items()
         ]
-        cv2.imwrite(str(out / f"{Path(record.path).stem}.jpg"), np.hstack(panels))
+        (out / file_name(stems[record.path], ".jpg")).write_bytes(cv2.imencode(".jpg", np.hstack(panels))[1].tobytes())
     return out
+
+
+def _load(run: Run, config: DatasetConfig, device: torch.device) -> Model:
+    """A run's model with its classes in the data set's order."""
+    model = load_model(run.weights, device=device, fuse=True)
+    return adopt_names(model, config.names, str(config.path), str(run.weights))
 
 
 def _labelled(record: ImageRecord) -> np.ndarray:

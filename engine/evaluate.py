@@ -300,7 +300,7 @@ def _in_original_pixels(
     batch: Batch, i: int, rows: Tensor, records: Mapping[str, ImageRecord]
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Detections (n, 6), true boxes (m, 4) and their classes (m,) of image `i`, in pixels of the original image."""
-    input_hw, shape = tuple(batch.images.shape[2:]), batch.shapes[i]
+    input_hw, shape = (batch.images.shape[2], batch.images.shape[3]), batch.shapes[i]
     height, width = shape.original_hw
     found = rows.numpy().copy()
     found[:, :4] = scale_boxes(found[:, :4], input_hw, shape.original_hw, shape.ratio_pad)

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from engine.checkpoint import load_checkpoint, load_model, save_checkpoint
+from engine.checkpoint import load_checkpoint, save_checkpoint
 from engine.config import TrainOptions
 from engine.distributed import announced_world
 from engine.prune_bench import Workbench
@@ -27,7 +27,8 @@ from utils.paths import existing_file, file_hash, read_record, replacing
 from utils.processes import advise
 from utils.yaml_io import load_yaml
 
-PLACE_FLAGS = ("device", "workers", "cache", "exist_ok", "noplots")  # change nothing about what a training gives
+FREE_FLAGS = ("device", "workers", "cache", "noplots")  # change nothing about what a training gives
+PLACE_FLAGS = (*FREE_FLAGS, "exist_ok", "project", "name")  # the folder is looked for at its place, wherever that was
 
 
 @dataclass
@@ -179,7 +180,7 @@ def run_stage(
             LOGGER.info(f"already trained: {best}")
             return best
         LOGGER.info(f"[{name}] goes on")
-        run_training(training, resume=str(last))
+        run_training(training, resume=str(last), given=FREE_FLAGS)
     else:
         LOGGER.info(f"\n[{name}] {epochs} epochs from {weights}")
         run_training(training, distil=bool(teacher))
@@ -228,7 +229,7 @@ def cut_model(bench: Workbench, weights: Path, target: float, folder: Path) -> d
             raise UserError(f"{folder} holds a model pruned in another way; remove that folder, or use another --name")
         LOGGER.info(f"already pruned: {file}")
         return facts
-    model = load_model(weights, bench.device, fuse=False)
+    model = bench.model(weights)
     taylor = {"batches": bench.batches, "loss": bench.loss_of(model)} if settings["importance"] == "taylor" else {}
     result = prune(model, image=bench.example(), **settings, **taylor)
     model.eval()

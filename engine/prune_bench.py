@@ -16,7 +16,8 @@ from data.dataset import DetectionDataset
 from data.labels import build_index
 from data.loader import Batch, DetectionLoader, create_loader
 from engine.build import augment_config, images_to_device, rounded_size, validation_loader
-from engine.checkpoint import Checkpoint
+from engine.checkpoint import Checkpoint, load_model
+from engine.class_order import adopt_names
 from engine.criterion import build_criteria
 from engine.evaluate import EvalResult, evaluate
 from engine.prune_config import PruneOptions, base_hyp, distillation_values, plain_values
@@ -56,6 +57,11 @@ class Workbench:
         self._write_hyp(self.hyp_file, plain_values(self.hyp))
         if options.epochs_of("distill") and options.stage in ("all", "distill"):
             self._write_hyp(self.recipe_file, dict(distillation_values(options, self.hyp, self.family)))
+
+    def model(self, path: Path | str) -> Model:
+        """A model of these classes, with their names and in their order."""
+        model = load_model(path, self.device, fuse=False)
+        return adopt_names(model, self.config.names, str(self.options.training.data), str(path))
 
     def _write_hyp(self, path: Path, values: dict[str, Any]) -> None:
         with replacing(path) as stream:

@@ -59,7 +59,7 @@ def report(bench: Workbench, produced: Sequence[Produced]) -> None:
 
 def _figures(bench: Workbench, roles: Sequence[tuple[str, float | None, Path]]) -> list[dict[str, Any]]:
     """One row a model: role, target, weights, AP, AP50, parameters, gflops, bytes, and ms at each batch size."""
-    models = [load_model(path, bench.device, fuse=False) for _, _, path in roles]
+    models = [bench.model(path) for _, _, path in roles]
     sizes = [model.summary(bench.img_size) for model in models]
     for model in models:
         model.fuse()
@@ -144,7 +144,7 @@ def _cuts(bench: Workbench, produced: Sequence[Produced]) -> Iterator[str]:
 def _sensitivity(bench: Workbench) -> list[Sensitivity]:
     """AP with a share of one layer's channels gone, for every layer."""
     options = bench.options
-    model = load_model(options.training.weights, bench.device, fuse=False)
+    model = bench.model(options.training.weights)
     groups = prunable_groups(model, bench.example(), options.settings.protect)
     data = (bench.batches, bench.loss_of(model)) if options.settings.importance == "taylor" else ()
     measure = make_importance(model, options.settings, *data)

@@ -4,7 +4,7 @@
     from examples.ultralytics_trainer import distillation_trainer
 
     layers = ["model.15", "model.18", "model.21"]
-    trainer = distillation_trainer(YOLO("yolov8s.pt").model, {"cwd": {"weight": 1.0}}, layers)
+    trainer = distillation_trainer(YOLO("yolov8s.pt").model, {"cwd": {"weight": 0.7}}, layers)
     YOLO("yolov8n.yaml").train(data="coco8.yaml", epochs=100, trainer=trainer)
 
 The student's file stays a plain one: neither teacher nor adapters nor hooks are in it.

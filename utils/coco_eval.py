@@ -7,7 +7,6 @@ Objects in Context, ECCV 2014; https://cocodataset.org/#detection-eval.
 from __future__ import annotations
 
 import json
-import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -167,13 +166,13 @@ def evaluate_json(
 def _complete(entry: Any, number: int, path: Path) -> dict[str, Any]:
     """An annotation with what may be left out of it: its number, its area, and that it is no crowd."""
     box = entry.get("bbox") if isinstance(entry, dict) else None
-    numbers = isinstance(box, list) and all(isinstance(side, int | float) and math.isfinite(side) for side in box)
-    if not numbers or len(box) != 4 or not {"image_id", "category_id"} <= set(entry):
+    sides = [side for side in box if isinstance(side, int | float)] if isinstance(box, list) else []
+    if len(sides) != 4 or not np.isfinite(sides).all() or not {"image_id", "category_id"} <= set(entry):
         raise UserError(
             f"annotation file {shown_path(path)}: expected an annotation with `image_id`, `category_id` and `bbox`, "
             f"four numbers, found {shown(entry)}"
         )
-    return {"area": box[2] * box[3], "iscrowd": 0, **entry, "id": number}
+    return {"area": sides[2] * sides[3], "iscrowd": 0, **entry, "id": number}
 
 
 def _load_annotations(path: Path) -> dict[str, Any]:

@@ -6,14 +6,18 @@ import logging
 import subprocess
 import sys
 from pathlib import Path
+from warnings import catch_warnings, simplefilter
 
 import cv2
 import numpy as np
 import pytest
 import torch
+from fontTools.fontBuilder import FontBuilder
+from fontTools.pens.ttGlyphPen import TTGlyphPen
 
 from utils import plots
 from utils.confusion import ConfusionMatrix
+from utils.fonts import _font_with, default_font, legible
 from utils.logging import LOGGER
 from utils.metrics import CONVENTIONS, ClassMetrics, class_metrics
 
@@ -46,6 +50,68 @@ def test_class_colors_are_stable_and_differ() -> None:
     assert colors == [plots.class_color(i) for i in range(20)]
     distances = [np.abs(np.subtract(a, b)).max() for i, a in enumerate(colors) for b in colors[:i]]
     assert min(distances) > 25
+
+
+def caption(text: str, index: int = 0) -> np.ndarray:
+    return plots.draw_boxes(np.zeros((120, 400, 3), np.uint8), np.array([[10, 40, 180, 110]]), [text], [index])
+
+
+@pytest.mark.parametrize("names", [("红色", "绿色"), ("고양이", "강아지"), ("😀", "😁"), ("\U00020000", "\U00020001")])
+@pytest.mark.parametrize("fonts", ["of this system", "none"])
+def test_no_two_captions_look_the_same(
+    names: tuple[str, str], fonts: str, monkeypatch: pytest.MonkeyPatch, recwarn: pytest.WarningsRecorder
+) -> None:
+    if fonts == "none":
+        monkeypatch.setattr("utils.fonts.system_fonts", lambda: ())
+    _font_with.cache_clear()
+    try:
+        first, second = (caption(f"{name} 0.90") for name in names)
+        assert (first != second).any() and not recwarn.list
+    finally:
+        _font_with.cache_clear()
+
+
+def test_letters_without_a_font_are_spelled_behind_the_number_of_the_class(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("utils.fonts.system_fonts", lambda: ())
+    _font_with.cache_clear()
+    try:
+        assert legible("红色 0.87", 3) == ("3: u7ea2+8272 0.87", default_font())
+        assert legible("Straße é Ж", 3) == ("Straße é Ж", default_font())
+        assert legible("a\x1b[2J\nb", 3) == ("a?[2J?b", default_font())
+        assert legible("x" * 50, 3, 10) == ("3: xxxxxxx...", default_font())
+    finally:
+        _font_with.cache_clear()
+
+
+def test_a_font_of_the_system_that_has_the_letters_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A font of 红 and the letters of ASCII, and a file that is no font at all."""
+    letters = [chr(code) for code in range(32, 127)] + ["红"]
+    builder = FontBuilder(1000)
+    names = [".notdef", *(f"g{ord(letter):x}" for letter in letters)]
+    builder.setupGlyphOrder(names)
+    builder.setupCharacterMap({ord(letter): f"g{ord(letter):x}" for letter in letters})
+    pen = TTGlyphPen(None)
+    for point in ((0, 0), (0, 700), (500, 700), (500, 0)):
+        (pen.lineTo if point[0] or point[1] else pen.moveTo)(point)
+    pen.closePath()
+    shape = pen.glyph()
+    builder.setupGlyf(dict.fromkeys(names, shape))
+    builder.setupHorizontalMetrics(dict.fromkeys(names, (600, 0)))
+    builder.setupHorizontalHeader(ascent=800, descent=-200)
+    builder.setupNameTable({"familyName": "Toy", "styleName": "Regular"})
+    builder.setupOS2()
+    builder.setupPost()
+    builder.save(tmp_path / "toy.ttf")
+    (tmp_path / "broken.ttf").write_bytes(b"no font")
+    fonts = tuple(tmp_path / name for name in ("broken.ttf", "toy.ttf"))
+    monkeypatch.setattr("utils.fonts.system_fonts", lambda: fonts)
+    _font_with.cache_clear()
+    try:
+        assert legible("红 0.9", 1) == ("红 0.9", tmp_path / "toy.ttf")
+        assert legible("红色", 1) == ("1: u7ea2+8272", default_font()), "one letter is lacking"
+        assert caption("红").any()
+    finally:
+        _font_with.cache_clear()
 
 
 def test_draw_boxes_draws_on_a_copy_in_the_class_color() -> None:
@@ -134,6 +200,27 @@ def test_curves_and_matrix_are_drawn(tmp_path: Path, num_classes: int, warnings:
     written = {path.name: read(path).std() for path in tmp_path.iterdir()}
     assert set(written) == {"PR_curve.png", "F1_curve.png", "P_curve.png", "R_curve.png", "confusion_matrix.png"}
     assert min(written.values()) > 1
+
+
+def test_names_of_any_kind_are_drawn_in_figures(
+    tmp_path: Path, warnings: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No empty boxes (matplotlib would warn of letters that it lacks), no formulas, and no name is left out."""
+    names = ["红色", "绿色", "_hidden", "a$b$c", "$\\frac{$", "x" * 500, "d\x1b[2J\n"]
+    shown: list[str] = []
+    monkeypatch.setattr(plots, "legible", lambda *a: shown.append(a[0]) or legible(*a))
+    confusion = ConfusionMatrix(len(names))
+    confusion.matrix += np.eye(len(names) + 1, dtype=np.int64)
+    with catch_warnings():
+        simplefilter("error")
+        plots.plot_pr_curves(metrics(len(names)), names, tmp_path / "PR_curve.png")
+        plots.plot_confidence_curves(metrics(len(names)), names, tmp_path)
+        plots.plot_confusion_matrix(confusion, names, tmp_path / "confusion_matrix.png")
+        targets = torch.tensor([[0, i, 0.5, 0.5, 0.2, 0.2] for i in range(len(names))])
+        plots.plot_batch(
+            torch.zeros(1, 3, 64, 64, dtype=torch.uint8), targets, tmp_path / "b.jpg", names, ["图\udcff.png"]
+        )
+    assert not warnings.records and len(list(tmp_path.iterdir())) == 6 and set(names) <= set(shown)
 
 
 def test_failing_plot_is_a_warning(tmp_path: Path, warnings: pytest.LogCaptureFixture) -> None:
