@@ -17,7 +17,7 @@ from engine.config import Hyp, TrainOptions, hyp_from_dict, read_hyp
 from engine.loop import TrainState
 from engine.runfolder import RunFolder
 from engine.state import newest_last
-from engine.state_check import check_run
+from engine.state_check import check_run, upgraded
 from engine.teachers import OWN_AVERAGE
 from utils.errors import UsageError, UserError
 from utils.logging import LOGGER
@@ -77,6 +77,7 @@ def plan_resumption(resume: str | bool, flags: TrainOptions, given: Collection[s
     path = find_last(resume, flags, given)
     checkpoint = load_checkpoint(path)
     folder = path.resolve().parent.parent
+    checkpoint.training = upgraded(checkpoint.training) if checkpoint.training else {}
     entry = checkpoint.training or checkpoint.extra.get("run")
     if not entry:
         last = path.with_name("last.pt")
@@ -88,12 +89,14 @@ def plan_resumption(resume: str | bool, flags: TrainOptions, given: Collection[s
     before, hyp, state = check_run(checkpoint, entry)
     options = changed_options(before, hyp, flags, given, checkpoint)
     changed = options != before
-    plan = Resumption(checkpoint, TRAINING, options, hyp, state, entry["data"], given, changed)
+    manifest = RunFolder(folder, active=False).manifest()
+    data = entry["data"] or {key: manifest[key] for key in ("train_hash", "val_hash") if key in manifest}
+    plan = Resumption(checkpoint, TRAINING, options, hyp, state, data, given, changed)
     words = [f"--{_flag(key)} {shown(now)} instead of {shown(was)}" for key, was, now in differences(before, options)]
     if words:
         plan.notes.append(f"resuming with {', '.join(words)}")
-    finished = RunFolder(folder, active=False).manifest().get("finished")
-    _decide(plan, before, "interrupted" if checkpoint.training else "finished" if finished else "evaluating")
+    progress = "interrupted" if checkpoint.training else "finished" if manifest.get("finished") else "evaluating"
+    _decide(plan, before, progress)
     plan.options = replace(plan.options, project=str(folder.parent), name=folder.name, exist_ok=True)
     plan.notes += edited_files(folder, before, hyp)
     if plan.kind != EVALUATION:
@@ -297,11 +300,14 @@ def _listing_hash(paths: Sequence[str]) -> str:
 def check_data(plan: Resumption, now: Mapping[str, Any]) -> bool:
     """Whether a run's data set is what it was; warns if it is not, and refuses one that --data names instead of it."""
     before = plan.data
+    if not before:
+        LOGGER.info("note: an earlier version began this run; whether its data have changed since cannot be told")
+        return True
     parts = {
         "train_hash": ("training images or labels", "data"), "val_hash": ("validation images or labels", "data"),
         "names": ("class names", "data"), "unlabeled_hash": ("images without labels", "unlabeled"),
     }  # fmt: skip
-    changed = [(what, flag) for key, (what, flag) in parts.items() if before.get(key) != now.get(key)]
+    changed = [(what, flag) for key, (what, flag) in parts.items() if key in before and before[key] != now.get(key)]
     for what, flag in changed:
         if flag in plan.given:
             named = f"--{flag} {shown(getattr(plan.options, flag))}"

@@ -16,6 +16,7 @@ from engine.loop import Trainer, TrainState
 from engine.runfolder import RunFolder
 from engine.state_check import (
     ENTRIES,
+    RUN_VERSION,
     TRAINING_ENTRIES,
     check_optimizer,
     check_pending,
@@ -24,6 +25,7 @@ from engine.state_check import (
     check_types,
     require,
     unfit,
+    upgraded,
 )
 from models.yolo import Model
 from utils.errors import UserError
@@ -94,6 +96,7 @@ def training_entry(trainer: Trainer, data: dict[str, Any] | None) -> dict[str, A
         {name: p.grad for name, p in extra.named_parameters() if p.grad is not None} for extra in trainer.extra_losses
     ]
     return {
+        "version": RUN_VERSION,
         "options": trainer.options.to_dict(),
         "data": data or {},
         "world_size": trainer.world.size,
@@ -116,7 +119,8 @@ def strip_run(run: RunFolder) -> None:
     """
     checkpoint = load_checkpoint(run.last)
     if checkpoint.training:
-        facts = {key: checkpoint.training[key] for key in ENTRIES}
+        entry = upgraded(checkpoint.training)
+        facts = {key: entry[key] for key in ENTRIES}
         save_checkpoint(run.last, {**to_payload(checkpoint), "run": facts})
 
 

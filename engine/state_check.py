@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import math
 from collections.abc import Mapping
-from dataclasses import fields
+from dataclasses import asdict, fields
 from typing import Any
 
 import torch
@@ -19,7 +19,9 @@ from utils.errors import UserError
 from utils.text import printable, shown
 
 LARGEST_STEP = 10**12
-ENTRIES: dict[str, type] = {"options": dict, "state": dict, "data": dict, "world_size": int}
+RUN_VERSION = 2
+"""Of what a file says of its run. A file without a version has version 1, which knew no `data` and less `state`."""
+ENTRIES: dict[str, type] = {"version": int, "options": dict, "state": dict, "data": dict, "world_size": int}
 """What a file says of its run, as long as the run can be continued or extended."""
 TRAINING_ENTRIES: dict[str, type] = {
     **ENTRIES, "state_dict": dict, "ema_updates": int, "optimizer": dict, "scaler": dict, "extra_losses": list,
@@ -54,6 +56,19 @@ def check_types(entry: Mapping[Any, Any], expected: Mapping[str, type]) -> None:
     for name, kind in expected.items():
         require(name in entry, f"{name} is missing")
         require(isinstance(entry[name], kind) and type(entry[name]) is not bool, f"{name} is {shown(entry[name])}")
+
+
+def upgraded(entry: Any) -> Any:
+    """What a file of an earlier version says of its run, in the present form; whatever else it is stays as it is.
+
+    What an earlier version did not know is not taken for damage. Anything newer is, as it is not understood.
+    """
+    if not isinstance(entry, Mapping) or "version" in entry:
+        return entry
+    fresh, state = asdict(TrainState()), entry.get("state")
+    later = {name: fresh[name] for name in ("first_epoch", "best_ap", "changes")}
+    newer = {"state": {**later, **state}} if isinstance(state, Mapping) else {}
+    return {"data": {}, **entry, **newer, "version": RUN_VERSION}
 
 
 def checked_options(values: Mapping[Any, Any]) -> TrainOptions:
@@ -134,7 +149,8 @@ def check_run(checkpoint: Checkpoint, entry: Mapping[str, Any]) -> tuple[TrainOp
     """
     try:
         require(isinstance(entry, Mapping), "run is no mapping")
-        check_types(entry, TRAINING_ENTRIES if entry is checkpoint.training else ENTRIES)
+        check_types(entry, TRAINING_ENTRIES if checkpoint.training else ENTRIES)
+        require(entry["version"] == RUN_VERSION, f"version {shown(entry['version'])} of a newer software; update this")
         require(entry["world_size"] >= 1, f"world_size is {entry['world_size']}")
         require(all(isinstance(v, str | list) for v in entry["data"].values()), "data")
         options = checked_options(entry["options"])

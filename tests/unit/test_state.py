@@ -290,4 +290,4 @@ def test_how_far_a_run_has_come(tmp_path: Path, manifest: str | None) -> None:
     strip_run(run)
     assert run.last.read_bytes() == once
     assert run_state(run.path) == ("finished" if manifest and "finished" in manifest else "evaluating")
-    assert load_checkpoint(run.last).extra["run"].keys() == {"options", "state", "data", "world_size"}
+    assert load_checkpoint(run.last).extra["run"].keys() == {"version", "options", "state", "data", "world_size"}
