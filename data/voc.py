@@ -75,13 +75,19 @@ def read_voc(
                 report.leave_out("images whose annotation file is not valid XML", f"{path}: {error}")
                 continue
             found = files.get(stem, [source / IMAGE_FOLDERS[0] / f"{stem}.jpg"])
-            named = [image for image in found if image.name == (root.findtext("filename") or "").strip()]
-            image = (named or found)[0]
-            if len(found) > 1 and not named:
-                report.leave_out("images of which several files have the name", f"{path}: {image.name} is taken")
+            image = _image_of(root, found, path, report)
             objects = _read_objects(root, path, report, keep_difficult, pixel_origin)
             images.append(AnnotatedImage(image, image.name, split, objects))
     return images
+
+
+def _image_of(root: ElementTree.Element, found: Sequence[Path], path: Path, report: Report) -> Path:
+    """Of several files of one stem the one that the annotation names."""
+    named = [image for image in found if image.name == (root.findtext("filename") or "").strip()]
+    image = (named or found)[0]
+    if len(found) > 1 and not named:
+        report.leave_out("images of which several files have the name", f"{path}: {image.name} is taken")
+    return image
 
 
 def _listed(folder: Path, split_files: Mapping[str, str]) -> list[tuple[str, str]]:

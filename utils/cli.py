@@ -14,10 +14,11 @@ from typing import Any, NoReturn
 
 from utils.errors import UsageError, nearest
 from utils.explain import advice, explain
-from utils.processes import SignalsAsExceptions, Terminated, causes, end_with_parent, is_watched
+from utils.processes import SignalsAsExceptions, Terminated, causes, end_with_parent, is_watched, leave_at_once
 from utils.text import printable, shown
 
 BROKEN_PIPE = 128 + 13  # what a shell makes of SIGPIPE
+SIGNALLED = (128 + 1, 128 + 2, 128 + 15)  # by SIGHUP, SIGINT, SIGTERM
 UNKNOWN_FLAGS = "unrecognized arguments: "
 MAX_MESSAGE = 400  # characters of argparse's own, which repeat what was given
 # The ranges that flags of the same meaning have in every program.
@@ -49,6 +50,12 @@ def check_range(flag: str, value: float, least: float, most: float = math.inf) -
         raise UsageError(f"{flag} must be at most {most}, got {shown(value)}")
 
 
+def check_share(flag: str, value: float) -> None:
+    """Raises the UsageError of a number that is no share or confidence."""
+    if not 0 <= value <= 1:
+        raise UsageError(f"{flag} must be from 0 to 1, got {shown(value)}")
+
+
 def check_pixels(flag: str, value: int) -> None:
     """Raises the UsageError of a side that no image has."""
     if value < LEAST_PIXELS:
@@ -73,7 +80,10 @@ def run_command(main: Callable[[], int | None]) -> NoReturn:
             stream.reconfigure(errors="backslashreplace")
     end_with_parent()
     with SignalsAsExceptions():
-        sys.exit(_ending(main))
+        code = _ending(main)
+        if is_watched() and code in SIGNALLED:
+            leave_at_once(code)
+        sys.exit(code)
 
 
 def _ending(main: Callable[[], int | None]) -> Any:
