@@ -136,8 +136,10 @@ def _write_scene(job: tuple[Path, str, int, int, SyntheticConfig]) -> None:
     image, boxes = render_scene(config.img_size, RandomIntegers(config.seed, stream, index))
     name = f"{index:06d}"
     path = root / "images" / split / f"{name}.png"
-    if not cv2.imwrite(str(path), image, [cv2.IMWRITE_PNG_COMPRESSION, 1]):
-        raise UserError(f"{path} cannot be written; is the disk full?")
+    encoded, content = cv2.imencode(".png", image, [cv2.IMWRITE_PNG_COMPRESSION, 1])
+    if not encoded:
+        raise UserError(f"{shown_path(path)} cannot be encoded")
+    path.write_bytes(content.tobytes())  # not by OpenCV, which takes names in UTF-8 only
     lines = [_label_line(class_id, box, config.img_size) for class_id, box in boxes]
     (root / "labels" / split / f"{name}.txt").write_text("".join(lines))
 

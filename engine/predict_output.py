@@ -180,6 +180,8 @@ class ResultWriter:
             if frame.kind == "video":  # files come one after the other
                 self._release_videos()
             height, width = drawn.shape[:2]
+            if not str(path).isprintable():  # OpenCV takes names in UTF-8 only
+                raise UserError(f"cannot write the video {shown_path(path)}: its name is no plain text; use --nosave")
             video = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"mp4v"), frame.fps, (width, height))
             if not video.isOpened():
                 raise UserError(f"cannot write the video {str(path)!r}; check the disk, or use --nosave")

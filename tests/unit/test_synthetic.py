@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 from itertools import combinations
 from pathlib import Path
@@ -160,11 +161,11 @@ class TestDataset:
         assert [path.name for path in tmp_path.iterdir()] == ["set"]
 
     def test_interrupted_rendering_leaves_nothing(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        def fail(*_: object, **__: object) -> bool:
-            return False
+        def fail(path: Path, _: bytes) -> int:
+            raise OSError(errno.ENOSPC, "No space left on device", str(path))
 
-        monkeypatch.setattr(cv2, "imwrite", fail)
-        with pytest.raises(UserError, match="cannot be written"):
+        monkeypatch.setattr(Path, "write_bytes", fail)
+        with pytest.raises(OSError, match=r"No space left on device: .*\.png"):
             render_dataset(tmp_path / "set", **SMALL)
         assert list(tmp_path.iterdir()) == []
 
