@@ -75,12 +75,12 @@ def _class_rows(model: Model) -> Iterator[Tensor]:
     """Views (anchors, nc, ...) of the parameters that make the class outputs."""
     head = model.head
     if isinstance(head, AnchorFreeDetect):
-        for branch in head.cv3:
-            conv: nn.Module = branch[-1]  # type: ignore[index]
-            yield from (parameter[None] for parameter in conv.parameters())
+        convs: list[nn.Module] = [branch[-1] for branch in head.cv3]  # type: ignore[index, misc]
+        yield from (parameter[None] for conv in convs for parameter in conv.parameters())
     elif isinstance(head, AnchorHead):
         position = len(model.model) - 1
-        sources = [model.model[index if index >= 0 else position + index] for index in head.f]
+        indices: list[int] = head.f  # type: ignore[assignment]
+        sources = [model.model[index if index >= 0 else position + index] for index in indices]
         tensors = [p for conv in head.prediction_convolutions(sources) for p in conv.parameters()]
         if isinstance(head, IDetect):
             tensors += [layer.implicit[0] for layer in head.im]  # type: ignore[index, misc]

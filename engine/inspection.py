@@ -29,7 +29,7 @@ STATISTICS = ("running_mean", "running_var", "num_batches_tracked", "anchors", "
 def describe(checkpoint: Checkpoint) -> Iterator[str]:
     """What a checkpoint holds, a line each."""
     facts = checkpoint.facts
-    names = ", ".join(checkpoint.names[:MOST_NAMES])
+    names = ", ".join(map(printable, checkpoint.names[:MOST_NAMES]))
     names += f", ... ({checkpoint.nc} in all)" if checkpoint.nc > MOST_NAMES else ""
     broken = not_finite(checkpoint.state_dict)
     yield from _rows(

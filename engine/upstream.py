@@ -18,6 +18,7 @@ from engine.structure import Facts, default_activation, pickled_facts
 from models.config import KNOWN_KEYS
 from models.parser import DEFAULT_ACTIVATIONS
 from utils.errors import UserError
+from utils.text import printable as one_line
 from utils.text import shown
 
 MAX_DEPTH = 40  # modules inside modules, or lists inside lists; real ones reach about 10
@@ -156,8 +157,9 @@ def read_model(model: StandIn, entries: Mapping[str, Any], classes: set[str], wh
 def class_names(names: Any, nc: int) -> list[str]:
     """Class names as a list, from upstream's list or {index: name}; a class without a name gets `class<index>`."""
     given = names if isinstance(names, Mapping) else dict(enumerate(names if isinstance(names, list | tuple) else ()))
-    found = (given.get(i) for i in range(nc))
-    return [printable(name) if isinstance(name, str | int | float) else f"class{i}" for i, name in enumerate(found)]
+    found = [given.get(i) for i in range(nc)]
+    names = [printable(name) if isinstance(name, int | float) else name for name in found]  # a number may be long
+    return [one_line(name) if isinstance(name, str) else f"class{i}" for i, name in enumerate(names)]
 
 
 def state_dict(model: StandIn, where: str, file_size: int) -> dict[str, torch.Tensor]:
