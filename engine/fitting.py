@@ -95,6 +95,10 @@ def within_weights(state_dict: Mapping[str, torch.Tensor], where: str, pruned: b
     )
     try:
         yield
+    except UserError as error:  # the architecture knows its layers, but not whose it is
+        if where in str(error):
+            raise
+        raise UserError(f"{where}: {error}") from error
     except BUILD_ERRORS as error:
         reason = f"{type(error).__name__}: {printable((str(error).splitlines() or [''])[0], 100)}"
         raise UserError(f"{where}: its architecture cannot be built ({reason}); it is damaged") from error

@@ -12,6 +12,7 @@ from collections.abc import Callable
 
 import numpy as np
 
+from fuzz.contents import mutate_content
 from fuzz.pickles import mutate_pickle, split_pickle
 from fuzz.scalars import LARGEST_INPUT, flipped_bytes, mutate_value
 
@@ -54,6 +55,8 @@ def mutate_checkpoint(data: bytes, rng: random.Random) -> bytes:
     if not entries:
         return flipped_bytes(data, rng)
     kind = rng.randrange(12)
+    if kind < 3 and (changed := mutate_content(data, rng)) is not None:
+        return changed
     if kind < 7:
         index = next((i for i, (name, _) in enumerate(entries) if name.endswith("data.pkl")), 0)
         entries[index] = entries[index][0], mutate_pickle(entries[index][1], rng)

@@ -42,4 +42,9 @@ def mutate(reader: str, pool: Sequence[bytes], rng: random.Random) -> bytes:
 
 def mutate_once(reader: str, data: bytes, rng: random.Random) -> bytes:
     """`data` after one mutation of its format or, now and then, of its bytes."""
-    return flipped_bytes(data, rng) if rng.random() < BLIND_SHARE else MUTATIONS[reader](data, rng)
+    if rng.random() < BLIND_SHARE:
+        return flipped_bytes(data, rng)
+    try:
+        return MUTATIONS[reader](data, rng)
+    except Exception:  # a value that its format cannot express, deep inside one of the libraries
+        return flipped_bytes(data, rng)

@@ -107,16 +107,20 @@ def mutate_value(value: Any, rng: random.Random) -> Any:
             stack += one.values() if isinstance(one, dict) else one
     if not holders or rng.random() < 0.02:
         return odd_value(rng)
-    holder = rng.choice(holders)
-    if isinstance(holder, list):
-        _mutate_list(holder, rng)
-    else:
-        _mutate_mapping(holder, rng)
+    mutate_holder(rng.choice(holders), rng)
     if rng.random() < 0.1:  # a part of the value somewhere else in it
         source, target = rng.choice(holders), rng.choice(holders)
         if isinstance(target, list) and target:
             target[rng.randrange(len(target))] = copy.deepcopy(source)
     return value
+
+
+def mutate_holder(holder: dict[Any, Any] | list[Any], rng: random.Random) -> None:
+    """Changes one entry of a mapping or one item of a list, in place; it holds at least one."""
+    if isinstance(holder, list):
+        _mutate_list(holder, rng)
+    else:
+        _mutate_mapping(holder, rng)
 
 
 def _mutate_list(holder: list[Any], rng: random.Random) -> None:

@@ -48,8 +48,8 @@ class WrongResult(Exception):
 
 
 @contextlib.contextmanager
-def documented_errors() -> Iterator[None]:
-    """Lets a `UserError` pass that is one readable line."""
+def documented_errors(*files: Path) -> Iterator[None]:
+    """Lets a `UserError` pass that is one readable line, and names one of the files where there are such."""
     try:
         yield
     except UserError as error:
@@ -58,6 +58,8 @@ def documented_errors() -> Iterator[None]:
             raise WrongResult(f"an error of several lines or with control characters: {text[:200]!r}") from error
         if len(text) > LONGEST_MESSAGE:
             raise WrongResult(f"an error of {len(text)} characters: {text[:200]!r}") from error
+        if files and not any(path.name in text for path in files):
+            raise WrongResult(f"an error that does not say which file: {text[:200]!r}") from error
 
 
 def require(condition: bool, what: str) -> None:
@@ -77,14 +79,14 @@ class CheckpointTarget:
 
     def __call__(self, data: bytes) -> None:
         self._path.write_bytes(data)
-        with documented_errors():
+        with documented_errors(self._path):
             unpickled = unpickle(self._path)
             lines = list(describe_unknown(self._path, unpickled))
             with contextlib.suppress(UserError):
                 lines += describe(interpret(self._path, unpickled, allow_nan=True))
             for line in lines:
                 require(line.replace("\n", "").isprintable(), f"control characters are shown: {line[:200]!r}")
-            with documented_errors():
+            with documented_errors(self._path):
                 interpret(self._path, unpickled, architecture=False)
             checkpoint = interpret(self._path, unpickled)
             checkpoint.yaml = fitted_model(checkpoint).yaml

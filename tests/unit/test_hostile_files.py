@@ -434,3 +434,13 @@ def test_lists_of_keys_are_cut(tmp_path: Path, capsys: pytest.CaptureFixture[str
     inspect_file(tmp_path / "m.pt")
     shown = capsys.readouterr().out
     assert "(5000 in all)" in shown and len(shown) < 10_000
+
+
+def test_an_architecture_that_does_not_fit_names_the_file_and_the_layer(tmp_path: Path) -> None:
+    model, path = Model(YAML), tmp_path / "odd.pt"
+    yaml = copy.deepcopy(model.yaml)
+    yaml["backbone"][1][0] = -9
+    entry = {"yaml": yaml, "state_dict": model.state_dict(), "names": ["a", "b"], "nc": 2, "stride": [16]}
+    save_checkpoint(path, {"model": entry})
+    with pytest.raises(UserError, match=r"odd\.pt.*layer 1 \(Conv\): from -9 points before the first layer"):
+        load_model(path)
