@@ -225,8 +225,6 @@ class Plan:
 
 def run_builtin(plan: Plan, temporary: Path) -> None:
     """Replays the corpus, then reads mutations of seeds, corpus and of what reached something new."""
-    from fuzz.mutation import mutate
-
     sessions = {reader: Session(reader, plan.folder, temporary, plan.coverage, plan.limits) for reader in plan.readers}
     limit_address_space()
     for session in sessions.values():
@@ -242,6 +240,8 @@ def run_builtin(plan: Plan, temporary: Path) -> None:
             written = now
         if now > plan.deadline:
             break
+        from fuzz.mutation import mutate  # not before, as the canary needs none of what it imports
+
         data = mutate(session.reader, session.pool, rng)
         if session.read(data):
             session.keep(data)
