@@ -36,6 +36,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--agnostic-nms", action="store_true", help="boxes of different classes suppress one another")
     add("--augment", action="store_true", help="test-time augmentation")
     add("--half", action="store_true", help="float16 on a GPU")
+    add("--trust", action="store_true", help="run a TorchScript file, which is a program and may do anything")
     add("--vid-stride", type=int, default=1, help="take every so-manieth frame of a video")
     add("--line-thickness", type=int, default=None, help="of the boxes in pixels; follows the image without it")
     add("--hide-labels", action="store_true", help="draw boxes without captions")

@@ -37,6 +37,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--simplify", action=argparse.BooleanOptionalAction, default=True, help="simplify the ONNX graph")
     add("--half", "--fp16", action="store_true", help="float16")
     add("--opset", type=int, default=17, help="version of ONNX's operators")
+    add("--release", help="of an upstream file: 7.0, 6.2, 6.1 or 6.0 of YOLOv5 (the newest without it)")
     add("--device", default="cpu", help="where to trace: cpu, 0, or cuda:0; a TorchScript file stays there")
     return parser
 

@@ -36,6 +36,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--no-trace", action="store_true", help="accepted for upstream's sake; nothing is traced")
     add("--v5-metric", action="store_true", help="YOLOv7's own AP with YOLOv5's recall axis")
     add("--half", action="store_true", help="float16 on a GPU")
+    add("--trust", action="store_true", help="run a TorchScript file, which is a program and may do anything")
     add("--workers", type=int, default=8, help="processes that load images")
     add("--noplots", action="store_true", help="draw nothing")
     return parser

@@ -13,15 +13,22 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from engine.exported import exported_kind, read_strings
+from engine.exported import MAX_STRING, exported_kind, read_strings, refuse_programs
 from engine.upstream import class_names
+from engine.zip_directory import ZipError, read_directory, read_stored
 from utils.boxes import xyxy_to_cxcywh
 from utils.errors import UsageError, UserError
 from utils.logging import LOGGER
 from utils.nms import LAYOUTS
+from utils.text import MAX_SHOWN, printable, shown, shown_path
 
 PACKAGES = {"onnxruntime": "onnxruntime>=1.18", "openvino": "openvino>=2024.4", "onnxslim": "onnxslim>=0.1.50"}
 DEFAULT_STRIDE = 32
+MAX_STRIDE = 1024  # pixels
+MAX_SIDE = 1 << 14  # pixels, and images a call
+MAX_CLASSES = 100_000
+MAX_REASON = 200  # characters
+TORCHSCRIPT_KEYS = ("family", "layout", "names", "stride", "half", "device", "nms")
 PROBE_SIDE = 64  # pixels, of the image that shows what a file of another exporter gives
 ROW_WIDTH = 7  # image, x1, y1, x2, y2, class, confidence
 
@@ -49,7 +56,7 @@ class Runtime(Protocol):
     input_shape: Shape
     dtype: torch.dtype
 
-    def __call__(self, images: Tensor) -> Tensor:
+    def __call__(self, images: Tensor) -> Any:
         """The first output for images of this dtype, on their device."""
 
 
@@ -65,18 +72,18 @@ class OnnxRuntime:
             LOGGER.warning("this onnxruntime computes on the CPU; for the GPU: pip install onnxruntime-gpu")
         options = runtime.SessionOptions()
         options.intra_op_num_threads = torch.get_num_threads()
-        options.log_severity_level = 3
+        options.log_severity_level = options.log_verbosity_level = 4  # what fails is said once, by us
         try:
             self.session = runtime.InferenceSession(str(path), options, providers=providers)
+            self.strings: dict[str, str] = dict(self.session.get_modelmeta().custom_metadata_map)
+            inputs = [(one.name, one.shape, one.type) for one in self.session.get_inputs()]
         except Exception as error:  # the package's exceptions have no common base
             raise _unreadable(path, "an ONNX model", error) from error
-        self.strings: dict[str, str] = dict(self.session.get_modelmeta().custom_metadata_map)
-        images = self.session.get_inputs()[0]
-        self.input_name = images.name
-        self.input_shape: Shape = tuple(side if isinstance(side, int) else None for side in images.shape)
-        self.dtype = torch.float16 if images.type == "tensor(float16)" else torch.float32
+        self.input_name, shape, kind = _only_input(path, inputs)
+        self.input_shape: Shape = tuple(side if isinstance(side, int) else None for side in shape)
+        self.dtype = torch.float16 if kind == "tensor(float16)" else torch.float32
 
-    def __call__(self, images: Tensor) -> Tensor:
+    def __call__(self, images: Tensor) -> Any:
         output = self.session.run(None, {self.input_name: images.cpu().numpy()})[0]
         return torch.from_numpy(output).to(images.device)
 
@@ -87,27 +94,39 @@ class TorchScriptRuntime:
     input_shape: Shape = (None, 3, None, None)
 
     def __init__(self, path: Path, device: torch.device) -> None:
-        keys = ("family", "layout", "names", "stride", "half", "device", "nms")
-        found: dict[str, Any] = dict.fromkeys(keys, "")
+        self.strings = _torchscript_strings(path)
+        self.dtype = torch.float16 if self.strings.get("half") == "true" else torch.float32
+        traced_on = printable(self.strings.get("device", device.type), MAX_SHOWN)
+        if traced_on != device.type:  # the trace makes its grids there
+            raise UserError(
+                f"--weights {shown_path(path)} was traced for the device {traced_on}; give --device {traced_on}, "
+                f"or export it with --device {device}"
+            )
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", FutureWarning)
-                self.network = torch.jit.load(str(path), map_location=device, _extra_files=found).eval()
-        except (RuntimeError, ValueError) as error:
+                self.network = torch.jit.load(str(path), map_location=device).eval()
+        except Exception as error:
             raise _unreadable(path, "a TorchScript file", error) from error
-        texts = {key: text.decode() if isinstance(text, bytes) else text for key, text in found.items()}
-        self.strings = {key: text for key, text in texts.items() if text}
-        self.dtype = torch.float16 if self.strings.get("half") == "true" else torch.float32
-        traced_on = self.strings.get("device", device.type)
-        if traced_on != device.type:  # the trace makes its grids there
-            raise UserError(
-                f"--weights {str(path)!r} was traced for the device {traced_on}; give --device {traced_on}, "
-                f"or export it with --device {device}"
-            )
 
-    def __call__(self, images: Tensor) -> Tensor:
+    def __call__(self, images: Tensor) -> Any:
         output = self.network(images)
         return output if isinstance(output, Tensor) else output[0]
+
+
+def _torchscript_strings(path: Path) -> dict[str, str]:
+    """What a TorchScript file says of itself, which lies beside its code: nothing of it is run."""
+    texts = {}
+    try:
+        with path.open("rb") as stream:
+            for entry in read_directory(stream, path.stat().st_size):
+                _, _, name = entry.name.partition("/")
+                key = name.removeprefix("extra/")
+                if key in TORCHSCRIPT_KEYS and key != name and entry.stored and entry.size <= MAX_STRING:
+                    texts[key] = read_stored(stream, entry).decode()
+    except (ZipError, OSError, ValueError) as error:
+        raise _unreadable(path, "a TorchScript file", error) from error
+    return {key: text for key, text in texts.items() if text}
 
 
 class OpenVinoRuntime:
@@ -119,21 +138,55 @@ class OpenVinoRuntime:
         settings = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": torch.get_num_threads()}
         try:
             network = openvino.Core().read_model(file)
+            inputs = [
+                (one.get_any_name() if one.names else "", _openvino_shape(one.partial_shape), one.element_type)
+                for one in network.inputs
+            ]
+            self.strings: dict[str, str] = _openvino_strings(network)
+            _, shape, kind = _only_input(path, inputs)
+            self.input_shape: Shape = tuple(shape)
+            self.dtype = torch.float16 if kind == openvino.Type.f16 else torch.float32
             self.network = openvino.compile_model(network, "CPU", settings)
-        except RuntimeError as error:
+        except UserError:
+            raise
+        except Exception as error:
             raise _unreadable(path, "an OpenVINO model", error) from error
-        self.strings: dict[str, str] = {}
-        if network.has_rt_info("model_info"):
-            information = network.get_rt_info("model_info")
-            entries = information.value if hasattr(information, "value") else information
-            self.strings = {key: str(getattr(value, "value", value)) for key, value in entries.items()}
-        images = network.inputs[0]
-        self.input_shape: Shape = tuple(d.get_length() if d.is_static else None for d in images.partial_shape)
-        self.dtype = torch.float16 if images.element_type == openvino.Type.f16 else torch.float32
 
     def __call__(self, images: Tensor) -> Tensor:
         output = self.network(images.cpu().numpy())[0]
         return torch.from_numpy(np.array(output)).to(images.device)  # the network writes its own again
+
+
+def _openvino_shape(shape: Any) -> Shape:
+    if shape.rank.is_dynamic:
+        return (None, None, None, None)
+    return tuple(side.get_length() if side.is_static else None for side in shape)
+
+
+def _openvino_strings(network: Any) -> dict[str, str]:
+    if not network.has_rt_info("model_info"):
+        return {}
+    information = network.get_rt_info("model_info")
+    entries = information.value if hasattr(information, "value") else information
+    if not isinstance(entries, dict):
+        return {}
+    return {str(key): str(getattr(value, "value", value)) for key, value in entries.items()}
+
+
+def _only_input(path: Path, inputs: Sequence[tuple[str, Sequence[Any], Any]]) -> tuple[str, Sequence[Any], Any]:
+    """The name, shape and type of what a network takes, or the UserError of one that takes more than images."""
+    if len(inputs) != 1:
+        raise UserError(f"--weights {shown_path(path)} has {len(inputs)} inputs; a detector has one, the images")
+    name, shape, kind = inputs[0]
+    sides = [side for side in shape if isinstance(side, int)]
+    if len(shape) != 4 or shape[1] not in (3, None) and isinstance(shape[1], int) or not _fits(sides):
+        found = shown(tuple(side if isinstance(side, int) else None for side in shape))
+        raise UserError(f"--weights {shown_path(path)} takes an input of shape {found}, not images (N, 3, H, W)")
+    return name, shape, kind
+
+
+def _fits(sides: Sequence[int]) -> bool:
+    return all(0 < side <= MAX_SIDE for side in sides)
 
 
 RUNTIMES: dict[str, Callable[[Path, torch.device], Runtime]] = {
@@ -143,18 +196,33 @@ RUNTIMES: dict[str, Callable[[Path, torch.device], Runtime]] = {
 }
 
 
-def open_runtime(path: str | Path, device: torch.device) -> Runtime:
+def open_runtime(path: str | Path, device: torch.device, trust: bool = False) -> Runtime:
     """The runtime of an exported file, by its name.
 
+    Args:
+        path: the file.
+        device: where to compute, if the runtime can.
+        trust: run a file that is a program.
+
     Raises:
-        UserError: the file cannot be read, or a package is missing.
+        UserError: the file cannot be read, is a program that is not trusted, or a package is missing.
     """
+    if not trust:
+        refuse_programs([path])
     return RUNTIMES[exported_kind(path) or ""](Path(path), device)
 
 
 def _unreadable(path: Path, kind: str, error: Exception) -> UserError:
-    reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
-    return UserError(f"--weights {str(path)!r} cannot be read as {kind}, as its name says: {reason}; export it again")
+    return UserError(
+        f"--weights {shown_path(path)} cannot be read as {kind}, as its name says: {_reason(error)}; export it again"
+    )
+
+
+def _reason(error: Exception) -> str:
+    """The line of an error that says most: of a TorchScript file, the last one, behind a print-out of its code."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    said = lines[-1] if lines and "TorchScript" in lines[0] else lines[0] if lines else type(error).__name__
+    return printable(said, MAX_REASON)
 
 
 class ExportedModel(nn.Module):
@@ -173,20 +241,20 @@ class ExportedModel(nn.Module):
         path: an exported file; see `engine.exported.exported_kind`.
         device: where the images are, and where to compute if the runtime can.
         names: class names for a file that brings none.
+        trust: run a file that is a program.
 
     Raises:
-        UserError: the file cannot be read, or is no detector as far as can be seen.
+        UserError: the file cannot be read, is a program that is not trusted, or no detector as far as can be seen.
     """
 
-    def __init__(self, path: str | Path, device: torch.device, names: Sequence[str] | None = None) -> None:
+    def __init__(
+        self, path: str | Path, device: torch.device, names: Sequence[str] | None = None, trust: bool = False
+    ) -> None:
         super().__init__()
         self.path = str(path)
-        self.runtime = open_runtime(path, device)
-        shape = self.runtime.input_shape
-        if len(shape) != 4 or shape[1] not in (3, None):
-            raise UserError(f"--weights {self.path!r} takes an input of shape {shape}, not images (N, 3, H, W)")
-        self.num_images = shape[0]
-        height, width = shape[2:]
+        self.shown = f"--weights {shown_path(path)}"
+        self.runtime = open_runtime(path, device, trust)
+        self.num_images, _, height, width = self.runtime.input_shape
         self.input_hw = (height, width) if height and width else None
         values = read_strings(self.runtime.strings)
         self.names = self._class_names(values.get("names"), names)
@@ -194,22 +262,23 @@ class ExportedModel(nn.Module):
         self.stride = torch.tensor([self._stride(values.get("stride"))])
         layout = values.get("layout")
         self.suppressed = values.get("nms") is True
-        self.nms_layout: str = layout if layout in LAYOUTS else self._layout_by_trial(device)
+        self.nms_layout: str = LAYOUTS[0]
+        self.nms_layout = layout if layout in LAYOUTS else self._layout_by_trial(device)
         if self.suppressed:
-            inside = f"conf_thres {values.get('conf_thres')}, iou_thres {values.get('iou_thres')}"
-            LOGGER.info(f"{self.path} has suppression inside ({inside}): weaker detections are not to be had from it")
+            inside = f"conf_thres {shown(values.get('conf_thres'))}, iou_thres {shown(values.get('iou_thres'))}"
+            LOGGER.info(f"{printable(self.path)} has suppression inside ({inside}): it gives no weaker detections")
 
     def _class_names(self, own: Any, given: Sequence[str] | None) -> list[str]:
         if isinstance(own, dict):
-            own = {int(index): name for index, name in own.items()}
-        if isinstance(own, list | dict) and own:
+            own = {int(index): name for index, name in own.items() if str(index).isdecimal()}
+        if isinstance(own, list | dict) and 0 < len(own) <= MAX_CLASSES:
             return class_names(own, len(own))
         if not given:
-            raise UserError(f"--weights {self.path!r} does not name its classes; give --data, a yaml with `names`")
+            raise UserError(f"{self.shown} does not name its classes; give --data, a yaml with `names`")
         return list(given)
 
     def _stride(self, value: Any) -> int:
-        return value if isinstance(value, int) and value > 0 else DEFAULT_STRIDE
+        return value if type(value) is int and 0 < value <= MAX_STRIDE else DEFAULT_STRIDE
 
     def _layout_by_trial(self, device: torch.device) -> str:
         """The layout of a file of another exporter, from the shape of what it gives."""
@@ -223,7 +292,7 @@ class ExportedModel(nn.Module):
         if output.ndim == 3 and output.shape[1] == 4 + self.nc:
             return "yolov8"
         raise UserError(
-            f"--weights {self.path!r} gives an output of shape {tuple(output.shape)}; a detector of {self.nc} classes "
+            f"{self.shown} gives an output of shape {tuple(output.shape)}; a detector of {self.nc} classes "
             f"gives (N, boxes, {5 + self.nc}), (N, {4 + self.nc}, boxes) or rows of {ROW_WIDTH}; check --data"
         )
 
@@ -247,6 +316,7 @@ class ExportedModel(nn.Module):
         for start in range(0, len(images), step):
             chunk = images[start : start + step]
             output = self._run(F.pad(chunk, (0, 0, 0, 0, 0, 0, 0, step - len(chunk))))
+            output = self._checked(output, step)
             if self.suppressed:
                 output = output[output[:, 0] < len(chunk)]
                 output[:, 0] += start
@@ -255,7 +325,38 @@ class ExportedModel(nn.Module):
         return (self._as_predictions(joined, len(images)) if self.suppressed else joined), None
 
     def _run(self, images: Tensor) -> Tensor:
-        return self.runtime(images.to(self.runtime.dtype).contiguous()).float()
+        """What the runtime gives, in float32."""
+        try:
+            output = self.runtime(images.to(self.runtime.dtype).contiguous())
+            return output.float()
+        except (MemoryError, torch.cuda.OutOfMemoryError):
+            raise
+        except Exception as error:  # whatever the file's own operators raise
+            shape = tuple(images.shape)
+            raise UserError(
+                f"{self.shown} fails on images of shape {shape}: {_reason(error)}; export it again"
+            ) from error
+
+    def _checked(self, output: Tensor, num_images: int) -> Tensor:
+        """The output, or the UserError of one that is not what the file says of itself."""
+        if self.suppressed:
+            fits = output.ndim == 2 and output.shape[1] == ROW_WIDTH
+            if fits and len(output):
+                image, index = output[:, 0], output[:, 5]
+                fits = bool(((image >= 0) & (image < num_images) & (index >= 0) & (index < self.nc)).all())
+            expected = f"rows of {ROW_WIDTH} with an image below {num_images} and a class below {self.nc}"
+        elif self.nms_layout == "yolov8":
+            fits = output.ndim == 3 and (output.shape[0], output.shape[1]) == (num_images, 4 + self.nc)
+            expected = f"({num_images}, {4 + self.nc}, boxes)"
+        else:
+            fits = output.ndim == 3 and (output.shape[0], output.shape[2]) == (num_images, 5 + self.nc)
+            expected = f"({num_images}, boxes, {5 + self.nc})"
+        if not fits:
+            raise UserError(
+                f"{self.shown} gives an output of shape {tuple(output.shape)}; by its layout {self.nms_layout} and its "
+                f"{self.nc} classes it would be {expected}; export it again"
+            )
+        return output
 
     def _as_predictions(self, rows: Tensor, num_images: int) -> Tensor:
         """Rows (n, 7) of what was kept as decoded predictions, with all confidence on one class."""

@@ -18,6 +18,7 @@ from engine.inspection import describe, describe_unknown
 from engine.unpickle import unpickle
 from utils.cli import CommandParser
 from utils.errors import UsageError, UserError
+from utils.text import printable, shown_path
 
 
 def main() -> int:
@@ -35,12 +36,15 @@ def main() -> int:
     convert.add_argument("target", metavar="OUT")
     convert.add_argument("--half", action="store_true", help="store the weights in half precision")
     convert.add_argument("--cfg", help="the architecture yaml of a file that holds weights alone")
+    convert.add_argument(
+        "--release", help="write a file for the upstream repository instead, of this release: such as 7.0 of YOLOv5"
+    )
     arguments = parser.parse_args()
     if arguments.command == "inspect":
         inspect_file(arguments.file)
     else:
-        convert_checkpoint(arguments.source, arguments.target, arguments.half, arguments.cfg)
-        print(f"wrote {arguments.target}")
+        convert_checkpoint(arguments.source, arguments.target, arguments.half, arguments.cfg, arguments.release)
+        print(f"wrote {printable(arguments.target)}")
     return 0
 
 
@@ -55,7 +59,9 @@ def inspect_file(path: str | Path) -> None:
     print("\n".join(describe(checkpoint)))
 
 
-def convert_checkpoint(source: str | Path, target: str | Path, half: bool = False, cfg: str | None = None) -> None:
+def convert_checkpoint(
+    source: str | Path, target: str | Path, half: bool = False, cfg: str | None = None, release: str | None = None
+) -> None:
     """Writes any checkpoint's weights, the averaged ones where there are such, as a finished run's own file.
 
     Args:
@@ -63,22 +69,28 @@ def convert_checkpoint(source: str | Path, target: str | Path, half: bool = Fals
         target: the file to write; its folder must exist.
         half: store floating-point weights in half precision.
         cfg: the architecture of a file that holds weights alone; its `names`, where it has such, are the classes'.
+        release: write a file for the upstream repository instead, of this release.
 
     Raises:
         UserError: a file is not understood, or the weights are not those of the architecture, entirely.
     """
     if Path(source).resolve() == Path(target).resolve():
-        raise UsageError(f"{str(source)!r} would be overwritten by its own conversion; name another OUT")
+        raise UsageError(f"{shown_path(source)} would be overwritten by its own conversion; name another OUT")
     if not Path(target).resolve().parent.is_dir():
-        raise UsageError(f"the folder of {str(target)!r} does not exist; create it")
+        raise UsageError(f"the folder of {shown_path(target)} does not exist; create it")
     checkpoint = load_checkpoint(source, architecture=cfg is None)
     if checkpoint.kind == "weights":
         checkpoint = _with_architecture(checkpoint, str(cfg))
     elif cfg is not None:
-        raise UsageError(f"{str(source)!r} has an architecture of its own; leave out --cfg")
+        raise UsageError(f"{shown_path(source)} has an architecture of its own; leave out --cfg")
     else:
         checkpoint = replace(checkpoint, yaml=fitted_yaml(checkpoint))
-    save_checkpoint(target, to_payload(checkpoint, half))
+    if release is None:
+        save_checkpoint(target, to_payload(checkpoint, half))
+        return
+    from engine.upstream_writer import save_upstream
+
+    save_upstream(fitted_model(checkpoint), target, hyp=checkpoint.hyp, release=release)
 
 
 def _with_architecture(weights: Checkpoint, cfg: str) -> Checkpoint:

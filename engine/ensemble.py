@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from engine.backends import ExportedModel
 from engine.checkpoint import load_model
-from engine.exported import exported_kind
+from engine.exported import exported_kind, refuse_programs
 from utils.errors import UsageError, UserError
 from utils.logging import LOGGER
 from utils.names import class_order, quoted, unnamed
@@ -109,7 +109,11 @@ def fixed_input(model: nn.Module) -> tuple[int, int] | None:
 
 
 def load_detector(
-    weights: Sequence[str], device: torch.device, augment: bool = False, names: Sequence[str] | None = None
+    weights: Sequence[str],
+    device: torch.device,
+    augment: bool = False,
+    names: Sequence[str] | None = None,
+    trust: bool = False,
 ) -> Any:
     """The fused model of a checkpoint, an exported file in the place of one, or an ensemble of several.
 
@@ -118,15 +122,19 @@ def load_detector(
         device: where to compute.
         augment: it must be able to do test-time augmentation.
         names: class names for an exported file that brings none.
+        trust: run exported files that are programs.
 
     Raises:
-        UserError: a file is not understood, or the models differ in classes, kind or size of the input.
+        UserError: a file is not understood, is a program that is not trusted, or the models differ in classes, kind or
+            size of the input.
     """
     exported = [path for path in weights if exported_kind(path)]
     if augment and exported:
         raise UsageError(f"--augment needs a checkpoint; {exported[0]} is an exported model, which has no such views")
+    if not trust:
+        refuse_programs(weights)
     models = [
-        ExportedModel(path, device, names).eval() if exported_kind(path) else load_model(path, device, fuse=True)
+        ExportedModel(path, device, names, trust).eval() if exported_kind(path) else load_model(path, device, fuse=True)
         for path in weights
     ]
     sizes = {fixed_input(model): path for path, model in zip(weights, models) if fixed_input(model)}

@@ -19,6 +19,7 @@ from engine.export_check import sample_images, verify
 from engine.export_formats import write_onnx, write_openvino, write_torchscript
 from engine.export_modules import Decoded, Suppressed
 from engine.exported import ExportMetadata, refuse_exported
+from engine.upstream_writer import find_release, save_upstream
 from models.yolo import Model
 from utils.cli import MOST_BOXES, MOST_IMAGES, check_pixels, check_range, check_share
 from utils.device import select_device
@@ -56,6 +57,7 @@ class ExportOptions:
         simplify: let onnxslim simplify the ONNX graph.
         half: float16.
         opset: of ONNX.
+        release: of an upstream file, see `upstream_writer.RELEASES`; the newest of the family without.
         device: see `utils.device.select_device`.
     """
 
@@ -74,6 +76,7 @@ class ExportOptions:
     simplify: bool = True
     half: bool = False
     opset: int = 17
+    release: str | None = None
     device: str = "cpu"
 
     def __post_init__(self) -> None:
@@ -90,6 +93,8 @@ class ExportOptions:
             check_pixels("--img-size", side)
         check_share("--conf-thres", self.conf_thres)
         check_share("--iou-thres", self.iou_thres)
+        if self.release is not None and "upstream" not in self.include:
+            raise UsageError("--release is that of an upstream file; add --include upstream")
         if self.opset not in OPSETS:
             raise UsageError(f"--opset must be from {OPSETS[0]} to {OPSETS[-1]}, got {self.opset}")
         check_range("--batch-size", self.batch_size, 1, MOST_IMAGES)
@@ -155,6 +160,8 @@ def run_export(options: ExportOptions) -> list[Path]:
     refuse_exported(options.weights)
     path = existing_file(options.weights, "--weights")
     export = load_for_export(options, path, select_device(options.device))
+    if options.release is not None:
+        find_release(export.model.family, options.release)  # before any file is written
     written = [FORMATS[name](export) for name in dict.fromkeys(options.include)]
     return written
 
@@ -186,11 +193,10 @@ def _as_openvino(export: Export) -> Path:
 
 
 def _as_upstream(export: Export) -> Path:
-    from engine.upstream_writer import save_upstream
-
     model = load_model(export.path, fuse=False)  # with all that a training goes on from
     hyp = load_checkpoint(export.path).hyp
-    result = save_upstream(model, export.path.with_name(f"{export.path.stem}_upstream.pt"), hyp=hyp)
+    target = export.path.with_name(f"{export.path.stem}_upstream.pt")
+    result = save_upstream(model, target, hyp=hyp, release=export.options.release)
     LOGGER.info(f"{result}: for the upstream repository")
     return result
 

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from utils.errors import UserError
+from utils.errors import UsageError, UserError
 from utils.paths import existing_file
+from utils.text import shown_path
 
 TORCHSCRIPT_SUFFIXES = (".torchscript", ".torchscript.pt")
+MAX_STRING = 1 << 22  # characters of a value: the names of a hundred thousand classes
+MAX_NOTATION = 1 << 16  # of one in Python's notation, which takes long to read
 
 
 @dataclass(frozen=True)
@@ -59,14 +62,24 @@ class ExportMetadata:
 
 
 def read_strings(strings: Mapping[str, str]) -> dict[str, Any]:
-    """The values of such strings, also of those that upstream's exporters write, which use Python's own notation."""
-    values = {}
-    for key, text in strings.items():
-        try:
-            values[key] = yaml.safe_load(text)
-        except yaml.YAMLError:
-            values[key] = text  # some tool's own entry
-    return values
+    """The values of such strings, also of those that upstream's exporters write, which use Python's own notation.
+
+    One that is neither, or too long for what these files say of themselves, stays text.
+    """
+    return {key: _value(text) for key, text in strings.items()}
+
+
+def _value(text: str) -> Any:
+    if len(text) > MAX_STRING:
+        return text
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        pass
+    try:
+        return yaml.safe_load(text) if len(text) <= MAX_NOTATION else text
+    except (yaml.YAMLError, ValueError, RecursionError):
+        return text  # some tool's own entry
 
 
 def exported_kind(path: str | Path) -> str | None:
@@ -83,6 +96,16 @@ def exported_kind(path: str | Path) -> str | None:
 def existing_weights(path: str | Path) -> Path:
     """`path`, a file or the folder of an OpenVINO model, or a UserError that says what is missing."""
     return Path(path) if Path(path).is_dir() and exported_kind(path) else existing_file(path, "--weights")
+
+
+def refuse_programs(weights: Iterable[str | Path]) -> None:
+    """Raises the UsageError of files that are programs, unless the user has said that they are trusted."""
+    for path in weights:
+        if exported_kind(path) == "torchscript":
+            raise UsageError(
+                f"--weights {shown_path(path)} is a TorchScript file, which is a program: it may read and write all "
+                "your files; add --trust if you know who made it, or give a checkpoint, an ONNX or an OpenVINO file"
+            )
 
 
 def refuse_exported(path: str | Path) -> None:

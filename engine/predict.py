@@ -20,7 +20,7 @@ from engine.ensemble import fixed_input, load_detector, with_names
 from engine.exported import existing_weights
 from engine.predict_output import Display, OutputOptions, ResultWriter
 from utils.boxes import scale_boxes
-from utils.cli import MOST_BOXES, check_pixels, check_range
+from utils.cli import MOST_BOXES, check_pixels, check_range, check_share
 from utils.device import Timer, select_device
 from utils.errors import UsageError, UserError
 from utils.folders import output_folder
@@ -53,6 +53,7 @@ class PredictOptions:
         data: yaml whose `names` replace the checkpoint's.
         device: see `utils.device.select_device`.
         view_img: show what is detected, where there is a display.
+        trust: run exported files that are programs.
         project, name, exist_ok: the run folder.
         output: what is written into it.
     """
@@ -71,6 +72,7 @@ class PredictOptions:
     data: str = ""
     device: str = ""
     view_img: bool = False
+    trust: bool = False
     project: str = "runs/detect"
     name: str = "exp"
     exist_ok: bool = False
@@ -78,8 +80,8 @@ class PredictOptions:
 
     def __post_init__(self) -> None:
         """Refuses values out of their range with a UsageError."""
-        check_range("--conf-thres", self.conf_thres, 0, 1)
-        check_range("--iou-thres", self.iou_thres, 0, 1)
+        check_share("--conf-thres", self.conf_thres)
+        check_share("--iou-thres", self.iou_thres)
         if len(self.img_size) not in (1, 2):
             raise UsageError(f"--img-size takes a side or height and width; got {len(self.img_size)} numbers")
         for side in self.img_size:
@@ -200,7 +202,7 @@ def run_predict(options: PredictOptions) -> PredictResult:
     try:
         device = select_device(options.device)
         given = _names_of(options.data)
-        model = load_detector(options.weights, device, options.augment, given)
+        model = load_detector(options.weights, device, options.augment, given, options.trust)
         if given is not None:
             model = _renamed(model, given, options)
         names = list(model.names) if given is None else given

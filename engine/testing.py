@@ -18,7 +18,7 @@ from engine.ensemble import fixed_input, load_detector, with_names
 from engine.evaluate import EvalResult, Writer, evaluate
 from engine.exported import existing_weights
 from engine.writers import COCO_CATEGORIES, CocoWriter, LabelWriter, annotated_ids, image_ids
-from utils.cli import MOST_BOXES, MOST_IMAGES, MOST_PROCESSES, check_pixels, check_range
+from utils.cli import MOST_BOXES, MOST_IMAGES, MOST_PROCESSES, check_pixels, check_range, check_share
 from utils.coco_eval import CocoResult, evaluate_json, read_annotations
 from utils.device import select_device
 from utils.errors import UsageError, UserError
@@ -61,6 +61,7 @@ class TestOptions:
     half: bool = False
     workers: int = 8
     noplots: bool = False
+    trust: bool = False
 
 
 @dataclass
@@ -82,7 +83,8 @@ class Tester:
             files: write the plots and files that the options ask for.
         """
         options = self.options
-        model = self._in_our_order(load_detector(weights, self.device, options.augment, self.config.names), weights)
+        model = load_detector(weights, self.device, options.augment, self.config.names, options.trust)
+        model = self._in_our_order(model, weights)
         stride = int(max(model.stride))
         fixed_hw = fixed_input(model)
         if fixed_hw and options.task == "study":
@@ -186,8 +188,8 @@ def run_test(options: TestOptions) -> list[EvalResult]:
     """
     _check(options)
     device = select_device(options.device)
-    config = ensure_dataset(load_dataset_config(options.data))
     split = options.task if options.task in ("train", "val", "test") else "val"
+    config = ensure_dataset(load_dataset_config(options.data, needs=(split,)))
     for path in options.weights:
         existing_weights(path)
     # Detections can be written without any labels to measure them by, and test sets are published without.
@@ -214,8 +216,8 @@ def _check(options: TestOptions) -> None:
     check_range("--batch-size", options.batch_size, 1, MOST_IMAGES)
     check_range("--max-det", options.max_det, 1, MOST_BOXES)
     check_range("--workers", options.workers, 0, MOST_PROCESSES)
-    check_range("--conf-thres", options.conf_thres, 0, 1)
-    check_range("--iou-thres", options.iou_thres, 0, 1)
+    check_share("--conf-thres", options.conf_thres)
+    check_share("--iou-thres", options.iou_thres)
     run_path(options.project, options.name)
 
 

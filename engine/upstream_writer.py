@@ -92,7 +92,7 @@ def save_upstream(
         UserError: the family, the release or a block cannot be expressed, or the file cannot be written.
     """
     path = Path(path)
-    form = _release(model.family, release)
+    form = find_release(model.family, release)
     known = {key: value for key, value in (hyp or {}).items() if key in form.hyp_keys}
     content = {
         "epoch": epoch,
@@ -107,7 +107,12 @@ def save_upstream(
     return path
 
 
-def _release(family: str, name: str | None) -> Release:
+def find_release(family: str, name: str | None) -> Release:
+    """A release of a family by its name, the newest for None.
+
+    Raises:
+        UserError: files of the family cannot be written, or the family has no such release.
+    """
     if family not in RELEASES:
         raise UserError(
             f"a model of family {family!r} cannot be written as an upstream file, only those of {', '.join(RELEASES)}; "

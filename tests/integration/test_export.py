@@ -37,7 +37,8 @@ def folder(options: TestOptions, tmp_path_factory: pytest.TempPathFactory) -> Pa
 
 def test_every_form_has_the_figures_of_the_checkpoint(options: TestOptions, folder: Path) -> None:  # noqa: F811
     def figures(name: str) -> dict[str, float]:
-        return run_test(replace(options, weights=(str(folder / name),), project=str(folder / "runs")))[0].as_row()
+        named = replace(options, weights=(str(folder / name),), project=str(folder / "runs"), trust=True)
+        return run_test(named)[0].as_row()
 
     expected = figures("best.pt")
     assert expected["metrics/AP"] > 0.99
@@ -82,6 +83,18 @@ def test_detection_finds_the_same(options: TestOptions, folder: Path) -> None:  
         {path.name: path.read_text() for path in (project / name / "labels").iterdir()} for name in ("pt", "onnx")
     )
     assert len(by_model) == 6 and by_model == by_file
+
+
+def test_a_program_needs_a_word_of_trust(options: TestOptions, folder: Path) -> None:  # noqa: F811
+    source = Path(options.data).parent / "images"
+    words = ("--weights", folder / "best.torchscript", "--device", "cpu", "--project", folder / "trusted")
+    for command, more in (
+        ("detect.py", ("--source", source, "--img", 96, "--nosave")),
+        ("test.py", ("--data", options.data, "--img", 96, "--workers", 0, "--noplots")),
+    ):
+        done = run_command(command, *words, *more)
+        assert done.returncode == 2 and "is a program" in done.stderr and "Traceback" not in done.stderr
+        checked(command, *words, *more, "--trust")
 
 
 def test_a_mistake_is_one_line(folder: Path) -> None:

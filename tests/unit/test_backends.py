@@ -57,7 +57,7 @@ def decoded_by_pytorch(files: dict[str, Path], images: torch.Tensor) -> torch.Te
 
 @pytest.mark.parametrize("form", ["torchscript", "onnx", "openvino"])
 def test_behaves_as_the_model(files: dict[str, Path], form: str) -> None:
-    model = ExportedModel(files[form], CPU).eval()
+    model = ExportedModel(files[form], CPU, trust=True).eval()
     assert (model.names, model.nc, model.nms_layout) == (NAMES, 3, "yolov5")
     assert model.stride.tolist() == [8] and model.input_hw is None and not model.suppressed
     images = sample_images((3, 3, 96, 64))
@@ -69,7 +69,7 @@ def test_behaves_as_the_model(files: dict[str, Path], form: str) -> None:
 @pytest.mark.parametrize("form", ["fixed", "fixed_openvino"])
 @pytest.mark.parametrize("count", [1, 2, 5])
 def test_fixed_number_of_images(files: dict[str, Path], form: str, count: int) -> None:
-    model = ExportedModel(files[form], CPU)
+    model = ExportedModel(files[form], CPU, trust=True)
     assert (model.input_hw, model.num_images) == ((64, 96), 2)
     images = sample_images((count, 3, 64, 96))
     assert relative_difference(decoded_by_pytorch(files, images), model(images)[0]) < 1e-4
@@ -238,7 +238,7 @@ def test_a_graph_that_takes_no_images(tmp_path: Path) -> None:
 def test_a_file_of_a_wrong_kind(tmp_path: Path, name: str, kind: str) -> None:
     (tmp_path / name).write_bytes(b"no such thing")
     with pytest.raises(UserError, match=f"cannot be read as {kind}, as its name says") as caught:
-        ExportedModel(tmp_path / name, CPU)
+        ExportedModel(tmp_path / name, CPU, trust=True)
     assert "\n" not in str(caught.value)
 
 
@@ -246,14 +246,14 @@ def test_a_checkpoint_named_as_an_exported_file(files: dict[str, Path], tmp_path
     path = tmp_path / "a.torchscript"
     path.write_bytes(files["pt"].read_bytes())
     with pytest.raises(UserError, match="cannot be read as a TorchScript file"):
-        ExportedModel(path, CPU)
+        ExportedModel(path, CPU, trust=True)
 
 
 @pytest.mark.parametrize(("form", "package"), [("onnx", "onnxruntime"), ("openvino", "openvino")])
 def test_a_missing_package(files: dict[str, Path], monkeypatch: pytest.MonkeyPatch, form: str, package: str) -> None:
     monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(UserError, match=f"{package} is not installed; do so with: pip install"):
-        ExportedModel(files[form], CPU)
+        ExportedModel(files[form], CPU, trust=True)
 
 
 def test_a_trace_for_another_device(files: dict[str, Path], tmp_path: Path) -> None:
@@ -262,7 +262,7 @@ def test_a_trace_for_another_device(files: dict[str, Path], tmp_path: Path) -> N
     with pytest.raises(
         UserError, match="was traced for the device cuda; give --device cuda, or export it with --device cpu"
     ):
-        ExportedModel(tmp_path / "gpu.torchscript", CPU)
+        ExportedModel(tmp_path / "gpu.torchscript", CPU, trust=True)
 
 
 # -- what a file says --------------------------------------------------------------------------------------------------

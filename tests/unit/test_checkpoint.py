@@ -29,6 +29,7 @@ from engine.checkpoint import (
 from engine.checkpoint_cli import convert_checkpoint
 from engine.inspection import describe
 from engine.rebuild import StandIn
+from engine.unpickle import unpickle
 from engine.upstream import plain
 from engine.upstream_writer import save_upstream
 from models.yolo import Model
@@ -558,6 +559,15 @@ def test_convert(tmp_path: Path) -> None:
         convert_checkpoint(source, tmp_path / "none" / "x.pt")
     with pytest.raises(UserError, match="is an upstream file"):
         strip_checkpoint(source)
+
+
+def test_convert_for_an_upstream_release(tmp_path: Path) -> None:
+    save_checkpoint(tmp_path / "own.pt", payload(tiny()))
+    convert_checkpoint(tmp_path / "own.pt", tmp_path / "u.pt", release="6.1")
+    assert unpickle(tmp_path / "u.pt").content["model"].class_name == "models.yolo.Model"
+    with pytest.raises(UserError, match="unknown release '9'"):
+        convert_checkpoint(tmp_path / "own.pt", tmp_path / "v.pt", release="9")
+    assert not (tmp_path / "v.pt").exists()
 
 
 def test_payload_of_a_checkpoint_is_storable(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from engine.checkpoint import load_model
 from engine.export import ExportOptions, load_for_export, run_export
 from engine.export_check import relative_difference, sample_images, suppression_difference, verify
 from engine.export_modules import Decoded, Suppressed
+from engine.unpickle import unpickle
 from models.yolo import Model
 from tests.golden import ROOT
 from tests.unit.architectures import TINY
@@ -309,3 +310,17 @@ def test_upstream_format_goes_on_from_the_training_form(tmp_path: Path) -> None:
     with torch.no_grad():  # stored in half precision, as upstream does
         assert relative_difference(model(images)[0], again(images)[0]) < 0.1
     assert set(again.state_dict()) == set(model.state_dict())
+
+
+def test_the_release_of_an_upstream_file_can_be_chosen(tmp_path: Path) -> None:
+    exported(tmp_path, "yolov5", "upstream", release="6.1")
+    entries = unpickle(tmp_path / "best_upstream.pt").content
+    assert entries["model"].class_name == "models.yolo.Model" and "opt" not in entries  # unlike 7.0
+
+
+def test_a_release_that_is_none_writes_nothing(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="upstream files of yolov5: unknown release '5.9'"):
+        exported(tmp_path, "yolov5", "torchscript", "upstream", release="5.9")
+    assert not (tmp_path / "best.torchscript").exists()
+    with pytest.raises(UsageError, match="add --include upstream"):
+        ExportOptions("best.pt", ("onnx",), release="6.1")
