@@ -433,6 +433,8 @@ def test_entries_of_other_types(damaged: Path, content: dict[str, Any], value: A
         entry = {**content["training"], key: value}
         if value == "nothing":
             del entry[key]
+            if key == "version":
+                continue  # as an earlier version wrote it
         if value == [1] and key in ("extra_losses", "extra_gradients"):
             continue  # a list as it should be; what is in it is looked at beside the trainer
         assert "does not fit the run" in unfit(damaged, {**content, "training": entry}), key
