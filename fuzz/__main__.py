@@ -69,7 +69,9 @@ def describe(reader: str, engine: str, outcome: Outcome) -> str:
 def describe_finding(finding: Finding, kept: bool) -> str:
     """A finding for a person: what, how often, where the input lies, the traceback."""
     path = (keep(finding) or keep_large(finding)) if kept else keep_large(finding)
-    report = "\n".join(f"    {line}" for line in finding.report.splitlines()[-14:])
+    lines = finding.report.splitlines()
+    shown = lines[-14:] if lines and lines[0].startswith("Traceback") else lines[:40]  # other stacks begin with the end
+    report = "\n".join(f"    {line}" for line in shown)
     return f"  {finding.what}\n    {finding.count} inputs, {len(finding.data)} bytes: {path}\n{report}"
 
 

@@ -118,8 +118,14 @@ def _run_worker(words: list[str], seconds: float, folder: Path) -> int:
         with open(folder / "fatal", "a") as fatal:
             fatal.write(f"{hashlib.sha256(data).hexdigest()}\n")
         if code != OUT_OF_MEMORY:
-            save_finding(folder, (folder / "reader").read_text(), data, _kind_of_end(code, text), text[-6000:])
+            save_finding(folder, (folder / "reader").read_text(), data, _kind_of_end(code, text), _end_of(text))
     return code
+
+
+def _end_of(log: str) -> str:
+    """What a log says of the end of its process: a stack with the latest call first, or its last lines."""
+    start = max(log.rfind("Timeout ("), log.rfind("Fatal Python error"), log.rfind("Traceback (most recent"))
+    return log[start:][:6000] if start >= 0 else log[-6000:]
 
 
 def _kind_of_end(code: int, log: str) -> str:
