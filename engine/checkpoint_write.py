@@ -14,8 +14,8 @@ import torch
 from engine.upstream import MAX_DEPTH
 from utils.errors import UserError
 from utils.paths import replacing
-from utils.text import shown
 from utils.processes import Terminated, causes
+from utils.text import shown
 
 FORMAT = "yolo-distill"
 FORMAT_VERSION = 1

@@ -216,7 +216,7 @@ class EventWriter:
                 self.writer = SummaryWriter(str(path), purge_step=purge_step)
             except ImportError:
                 LOGGER.info("TensorBoard is not installed: no event files (pip install tensorboard)")
-            except (OSError, AttributeError, TypeError) as error:  # the latter two: packages that do not fit it
+            except (OSError, UnicodeError, AttributeError, TypeError) as error:  # the latter: packages that do not fit
                 self._give_up(error)
 
     def add(self, row: Mapping[str, Any], step: int) -> None:

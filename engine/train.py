@@ -87,7 +87,7 @@ def run_training(
             state = trainer.run()
             result = finish(trainer, state, data)
         except BaseException as error:
-            advise(error, how_to_go_on(trainer.run_folder))
+            advise(error, how_to_go_on(trainer))
             raise
         finally:
             trainer.run_folder.release()
@@ -95,9 +95,11 @@ def run_training(
     return result
 
 
-def how_to_go_on(run: RunFolder) -> str:
+def how_to_go_on(trainer: Trainer) -> str:
     """What continues a training that has ended too soon; nothing before its first epoch is over."""
-    return f"python train.py --resume {shlex.quote(str(run.last))} goes on from there" if run.last.is_file() else ""
+    last = trainer.run_folder.last
+    saved = trainer.state.epoch > 0 and last.is_file()
+    return f"python train.py --resume {shlex.quote(str(last))} goes on from there" if saved else ""
 
 
 def set_up(

@@ -14,7 +14,15 @@ from typing import Any, NoReturn
 
 from utils.errors import UsageError, nearest
 from utils.explain import advice, explain
-from utils.processes import SignalsAsExceptions, Terminated, causes, end_with_parent, is_watched, leave_at_once
+from utils.processes import (
+    SignalsAsExceptions,
+    Terminated,
+    causes,
+    end_with_parent,
+    is_watched,
+    leave_at_once,
+    quiet_about_workers,
+)
 from utils.text import printable, shown
 
 BROKEN_PIPE = 128 + 13  # what a shell makes of SIGPIPE
@@ -78,6 +86,7 @@ def run_command(main: Callable[[], int | None]) -> NoReturn:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a name that the terminal's encoding lacks must not end a training
             stream.reconfigure(errors="backslashreplace")
+    sys.unraisablehook = quiet_about_workers
     end_with_parent()
     with SignalsAsExceptions():
         code = _ending(main)

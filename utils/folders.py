@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import itertools
 import json
@@ -88,23 +89,25 @@ class FolderLock:
         self.folder = Path(folder)
         self._key = (os.getpid(), os.path.realpath(folder))
         self._mine = True
+        atexit.register(self.release)  # what an error leaves locked
         if self._key in self._held:
             descriptor, times = self._held[self._key]
             self._held[self._key] = (descriptor, times + 1)
             return
         path, until = self.folder / LOCK_FILE, time.monotonic() + patience
-        while (descriptor := _locked_file(path)) is None and time.monotonic() < until:
+        while (locked := _locked_file(path)) is None and time.monotonic() < until:
             time.sleep(0.1)
-        if descriptor is None:
+        if locked is None:
             raise UserError(_refusal(self.folder, remedy))
-        self._held[self._key] = (descriptor, 1)
-        _write_holder(descriptor)
+        self._held[self._key] = (locked, 1)
+        _write_holder(locked)
 
     def release(self) -> None:
         """Gives the folder free, unless it is still needed otherwise in this process; may be called again."""
-        if not self._mine or self._key[0] != os.getpid():
+        if not self._mine or self._key not in self._held or self._key[0] != os.getpid():
             return
         self._mine = False
+        atexit.unregister(self.release)
         descriptor, times = self._held.pop(self._key)
         if times > 1:
             self._held[self._key] = (descriptor, times - 1)

@@ -10,13 +10,15 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from types import FrameType
-from typing import Any
+from types import FrameType, TracebackType
+from typing import Any, NoReturn
 
 WATCHED = "YOLO_DISTILL_ENDS_WITH_STDIN"
 """Set for a command that shall end as soon as its standard input does, which the process that started it holds."""
 GRACE_SECONDS = 2.5
 """What a process gets to end in an orderly way, when the one that started it is gone."""
+RETRY_SECONDS = 0.1
+"""Until a signal is tried again that came where its exception would have been lost."""
 SAME_EVENT_SECONDS = 1.0
 """Signals within this time are one wish: a terminal's Ctrl-C, and what a starting process makes of it."""
 
@@ -47,9 +49,12 @@ class SignalsAsExceptions:
     """
 
     NAMES = ("SIGINT", "SIGTERM", "SIGHUP")
+    # Python prints and drops an exception in these: finalizers, and what runs around a fork.
+    LOSING = ("__del__", "_launch")
 
     def __init__(self) -> None:
         self._since: float | None = None
+        self._process = os.getpid()
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> SignalsAsExceptions:
@@ -66,20 +71,52 @@ class SignalsAsExceptions:
             signal.signal(signum, handler)
 
     def _end(self, signum: int, frame: FrameType | None) -> None:
+        if os.getpid() != self._process:  # a worker that has just been forked
+            if signum != signal.SIGINT:
+                signal.signal(signum, signal.SIG_DFL)
+                os.kill(os.getpid(), signum)
+            return
         now = time.monotonic()
+        if self._since is None and hasattr(signal, "setitimer") and self._would_be_lost(frame):
+            signal.signal(signal.SIGALRM, lambda _, later: self._end(signum, later))
+            signal.setitimer(signal.ITIMER_REAL, RETRY_SECONDS)
+            return
         if self._since is not None:
             if now - self._since > SAME_EVENT_SECONDS:
                 os._exit(128 + signum)
             return
         self._since = now
+        sys.unraisablehook = lambda unraisable: None  # workers that end too complain in finalizers
         raise KeyboardInterrupt if signum == signal.SIGINT else Terminated(signum)
+
+    def _would_be_lost(self, frame: FrameType | None) -> bool:
+        while frame is not None:
+            if frame.f_code.co_name in self.LOSING:
+                return True
+            frame = frame.f_back
+        return False
 
 
 def leave_signals_to_main_process() -> None:
-    """For a worker process: Ctrl-C reaches it too, but it is the main process that ends its workers."""
+    """For a worker process: Ctrl-C reaches it too, but it is the main process that ends its workers.
+
+    A connection that the main process gives up at its end is no news either.
+    """
+    sys.excepthook = _quiet_about_connections
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
         signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+
+def quiet_about_workers(unraisable: Any) -> None:
+    """An unraisablehook: that a loader process was killed is told once, not again by the finalizer of its loader."""
+    if "DataLoader worker" not in str(unraisable.exc_value):
+        sys.__unraisablehook__(unraisable)
+
+
+def _quiet_about_connections(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
+    if not issubclass(kind, ConnectionError | EOFError):
+        sys.__excepthook__(kind, error, traceback)
 
 
 def causes(error: BaseException) -> Iterator[BaseException]:
@@ -132,6 +169,11 @@ def _wait_for_parent(descriptor: int) -> None:
         return
     os.kill(os.getpid(), signal.SIGTERM)
     time.sleep(GRACE_SECONDS)
-    for child in multiprocessing.active_children():  # of a main thread that is too busy for the signal
+    leave_at_once(128 + signal.SIGTERM)  # where the main thread is too busy for the signal
+
+
+def leave_at_once(code: int) -> NoReturn:
+    """Ends this process and its workers without the interpreter's own clearing up, which takes seconds."""
+    for child in multiprocessing.active_children():
         child.kill()
-    os._exit(128 + signal.SIGTERM)
+    os._exit(code)
