@@ -145,7 +145,7 @@ def test_drafts_of_the_dead_are_removed_and_those_of_the_living_stay(
 
 @needs_posix
 def test_what_a_killed_writer_leaves_is_a_draft_that_goes(tmp_path: Path) -> None:
-    code = "import os, sys; from utils.paths import replacing\\n"
+    code = "import os, sys; from utils.paths import replacing\n"
     code += "with replacing(sys.argv[1]) as stream: stream.write('x'); os.kill(os.getpid(), 9)"
     python(code, tmp_path / "last.pt").communicate()
     assert len(list(tmp_path.iterdir())) == 1

@@ -166,6 +166,11 @@ def test_lines_hold_no_control_characters_of_files() -> None:
     assert terminal_text("a\x1b[2Jb\r\x9bc\u202ed\n\te\u3000名") == "a?[2Jb??c?d\n\te\u3000名"
 
 
+def die(signum: int) -> None:
+    faulthandler.disable()  # pytest's, which prints all stacks
+    os.kill(os.getpid(), signum)
+
+
 class Deadly(Dataset[int]):
     """A data set whose loader processes end in a given way."""
 
@@ -183,9 +188,9 @@ class Deadly(Dataset[int]):
 @pytest.mark.parametrize(
     "end, line",
     [
-        (lambda: os.kill(os.getpid(), signal.SIGKILL), "was killed, most likely because the memory is full; lower"),
-        (lambda: faulthandler.disable() or os.kill(os.getpid(), signal.SIGABRT), r"crashed \(Aborted\); --workers 0 shows"),
-        (lambda: faulthandler.disable() or os.kill(os.getpid(), signal.SIGBUS), r"shared memory \(/dev/shm\) is full.*--workers 0.*--shm-"),
+        (lambda: die(signal.SIGKILL), "was killed, most likely because the memory is full; lower"),
+        (lambda: die(signal.SIGABRT), r"crashed \(Aborted\); --workers 0 shows"),
+        (lambda: die(signal.SIGBUS), r"shared memory \(/dev/shm\) is full.*--workers 0.*--shm-"),
         (lambda: os._exit(3), "died, most likely because the memory is full"),
         (lambda: np.empty(1 << 50), "the memory is full; lower --batch-size"),
     ],
