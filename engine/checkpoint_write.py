@@ -7,7 +7,7 @@ import pickle
 from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 
@@ -50,7 +50,8 @@ def write_archive(path: Path, content: Any, pickle_module: Any = pickle) -> None
     """
     try:
         with replacing(path, "wb") as stream:
-            torch.save(content, stream, pickle_module=pickle_module)
+            with _Sink(stream) as sink:
+                torch.save(content, sink, pickle_module=pickle_module)
             stream.flush()
             os.fsync(stream.fileno())  # or a power cut could leave neither the old file nor the new one
     except (OSError, RuntimeError) as error:  # PyTorch makes a RuntimeError of a full disk's OSError
@@ -61,6 +62,38 @@ def write_archive(path: Path, content: Any, pickle_module: Any = pickle) -> None
             f"checkpoint {str(path)!r} cannot be written: {reason}; free disk space or choose another --project "
             "(an earlier file of that name is unchanged)"
         ) from error
+
+
+class _Sink:
+    """A stream for PyTorch's writer, which takes everything and keeps nothing once the writing has failed.
+
+    After an error the writer still tries to complete its file when it is destroyed; an error of that ends the process.
+    """
+
+    def __init__(self, stream: IO[bytes]) -> None:
+        self.stream = stream
+        self.failed = False
+
+    def __enter__(self) -> _Sink:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.failed = True
+
+    def write(self, content: bytes) -> int:
+        """Writes, or does as if; returns the number of bytes."""
+        if self.failed:
+            return len(content)
+        try:
+            return self.stream.write(content)
+        except BaseException:
+            self.failed = True
+            raise
+
+    def flush(self) -> None:
+        """Flushes the stream."""
+        if not self.failed:
+            self.stream.flush()
 
 
 def _raise_interruption(error: BaseException) -> None:

@@ -273,3 +273,37 @@ def test_what_interrupts_a_checkpoint_is_not_blamed_on_the_disk(
 def test_an_error_of_a_loader_process_keeps_its_file() -> None:
     error = pickle.loads(pickle.dumps(OSError(errno.EIO, "Input/output error", "/data/a.jpg")))
     assert explain(error).startswith("cannot use '/data/a.jpg'")
+
+
+INTERRUPTED_SAVES = """
+import contextlib
+import torch
+import engine.checkpoint_write as checkpoint_write
+class Stream:
+    def __init__(self, last): self.left = last
+    def fileno(self): return 1
+    def flush(self): pass
+    def write(self, content):
+        self.left -= 1
+        if self.left == 0: raise RuntimeError("DataLoader worker (pid 12) is killed by signal: Killed. ")
+        if self.left < 0: raise ValueError("write to closed file")
+        return len(content)
+interrupted, last = True, 0
+while interrupted:
+    last += 1
+    checkpoint_write.replacing = lambda path, mode: contextlib.nullcontext(Stream(last))
+    checkpoint_write.os.fsync = lambda descriptor: None
+    try:
+        checkpoint_write.save_checkpoint("last.pt", {"one": torch.zeros(100), "two": torch.zeros(9)})
+        interrupted = False
+    except RuntimeError as error:
+        assert "DataLoader" in str(error)
+print(last)
+"""
+
+
+def test_a_save_may_be_interrupted_at_any_moment() -> None:
+    done = start(INTERRUPTED_SAVES)
+    output, errors = done.communicate()
+    assert done.returncode == 0, errors[-2000:]
+    assert int(output) > 10
