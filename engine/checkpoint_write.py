@@ -51,7 +51,7 @@ def write_archive(path: Path, content: Any, pickle_module: Any = pickle) -> None
     try:
         with replacing(path, "wb") as stream:
             with _Sink(stream) as sink:
-                torch.save(content, sink, pickle_module=pickle_module)
+                torch.save(content, sink, pickle_module=pickle_module)  # type: ignore[arg-type]
             stream.flush()
             os.fsync(stream.fileno())  # or a power cut could leave neither the old file nor the new one
     except (OSError, RuntimeError) as error:  # PyTorch makes a RuntimeError of a full disk's OSError
