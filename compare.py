@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import argparse
 
-from utils.cli import CommandParser, run_command
+from utils.running.cli import CommandParser, run_command
 
 
 def main() -> None:
@@ -23,8 +23,8 @@ def main() -> None:
     parser.add_argument("--split", choices=["val", "test"], help="where the final figures come from")
     parser.add_argument("--device", help="cpu, 0, or cuda:0")
     namespace = parser.parse_args()
-    from engine.compare import run_experiment
-    from engine.experiment import load_experiment
+    from engine.comparing.compare import run_experiment
+    from engine.comparing.experiment import load_experiment
     from utils.logging import setup_logging
 
     setup_logging()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from utils.cli import CommandParser, run_command
+from utils.running.cli import CommandParser, run_command
 
 OUTPUT_FLAGS = ("save_txt", "save_conf", "save_csv", "save_crop", "line_thickness", "hide_labels", "hide_conf")
 
@@ -52,14 +52,16 @@ def build_parser() -> argparse.ArgumentParser:
 def main() -> None:
     """Parses the flags and detects."""
     flags = vars(build_parser().parse_args())
-    from engine.predict import OutputOptions, PredictOptions, run_predict
+    from engine.inference.predict import OutputOptions, PredictOptions, run_predict
     from utils.errors import UsageError
     from utils.logging import setup_logging
 
     setup_logging()
     del flags["no_trace"]
     if flags.pop("update"):
-        raise UsageError("--update is not built in; `python -m engine.checkpoint convert IN OUT` strips a checkpoint")
+        raise UsageError(
+            "--update is not built in; `python -m checkpoints.checkpoint convert IN OUT` strips a checkpoint"
+        )
     output = OutputOptions(save_images=not flags.pop("nosave"), **{name: flags.pop(name) for name in OUTPUT_FLAGS})
     for name in ("weights", "img_size", "classes"):
         flags[name] = None if flags[name] is None else tuple(flags[name])

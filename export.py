@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from utils.cli import CommandParser, run_command
+from utils.running.cli import CommandParser, run_command
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -45,7 +45,7 @@ def build_parser() -> argparse.ArgumentParser:
 def main() -> None:
     """Parses the flags and exports."""
     flags = vars(build_parser().parse_args())
-    from engine.export import ExportOptions, run_export
+    from engine.exporting.export import ExportOptions, run_export
     from utils.logging import setup_logging
 
     setup_logging()

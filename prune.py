@@ -6,9 +6,9 @@ from __future__ import annotations
 
 import argparse
 
-from engine.arguments import training_options, training_parser
-from utils.cli import run_command
+from engine.config.flags import training_options, training_parser
 from utils.errors import UsageError
+from utils.running.cli import run_command
 
 OWN = (
     "stage", "target", "by", "importance", "scope", "normalize", "round_to", "min_keep", "protect", "steps",
@@ -65,9 +65,9 @@ def main() -> None:
     if namespace.resume:
         raise UsageError("--resume: repeat the command of the run with --exist-ok; what is finished is used again")
     own = argparse.Namespace(**{name: vars(namespace).pop(name) for name in OWN})
-    from engine.config import TrainOptions
-    from engine.prune import run_prune
-    from engine.prune_config import PruneOptions
+    from engine.config.options import TrainOptions
+    from engine.pruning_run.config import PruneOptions
+    from engine.pruning_run.prune import run_prune
     from pruning import PruneSettings
 
     settings = PruneSettings(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from utils.cli import CommandParser, run_command
+from utils.running.cli import CommandParser, run_command
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -45,7 +45,7 @@ def build_parser() -> argparse.ArgumentParser:
 def main() -> None:
     """Parses the flags and measures."""
     namespace = build_parser().parse_args()
-    from engine.testing import TestOptions, run_test
+    from engine.inference.testing import TestOptions, run_test
     from utils.logging import setup_logging
 
     setup_logging()

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from engine.arguments import given_flags, training_options, training_parser
-from utils.cli import run_command
+from engine.config.flags import given_flags, training_options, training_parser
+from utils.running.cli import run_command
 
 
 def main() -> None:
     """Parses the flags and trains."""
     parser = training_parser(str(__doc__), hyp="hyp/scratch-low.yaml", project="runs/train")
     namespace = parser.parse_args()
-    from engine.config import TrainOptions
-    from engine.train import run_training
+    from engine.config.options import TrainOptions
+    from engine.training.train import run_training
 
     options = TrainOptions(**training_options(namespace))
     run_training(options, resume=namespace.resume, given=given_flags(parser))

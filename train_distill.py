@@ -4,8 +4,8 @@
 
 from __future__ import annotations
 
-from engine.arguments import add_distillation, given_flags, refuse_beside_resume, training_options, training_parser
-from utils.cli import run_command
+from engine.config.flags import add_distillation, given_flags, refuse_beside_resume, training_options, training_parser
+from utils.running.cli import run_command
 
 
 def main() -> None:
@@ -13,12 +13,12 @@ def main() -> None:
     parser = training_parser(str(__doc__), hyp="hyp/distill.fgd.yaml", project="runs/distill")
     add_distillation(parser)
     namespace = parser.parse_args()
-    from engine.config import TrainOptions
+    from engine.config.options import TrainOptions
 
     options = TrainOptions(**training_options(namespace))
     refuse_beside_resume(namespace)
     if namespace.list_layers:
-        from engine.layers import list_layers
+        from engine.distilling.list_layers import list_layers
 
         table, problem = list_layers(options)
         print(table)
@@ -26,11 +26,11 @@ def main() -> None:
             raise problem
         return
     if namespace.teacher_assistants:
-        from engine.assistants import parse_assistants, run_chain
+        from engine.chains.assistants import parse_assistants, run_chain
 
         run_chain(options, parse_assistants(namespace.teacher_assistants))
         return
-    from engine.train import run_training
+    from engine.training.train import run_training
 
     run_training(options, resume=namespace.resume, distil=True, given=given_flags(parser))
 

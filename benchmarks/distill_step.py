@@ -20,12 +20,12 @@ from torch import Tensor, nn
 
 from benchmarks.losses import make_targets
 from distill import LOSSES, Distiller, DistillError
-from engine.config import read_hyp
-from engine.criterion import build_criteria
-from engine.distillation import head_spec
+from engine.config.hyp import read_hyp
+from engine.distilling.distillers import head_spec
+from engine.training.criterion import build_criteria
 from models.yolo import Model
-from utils.cli import run_command
 from utils.device import synchronize
+from utils.running.cli import run_command
 
 VARIANTS: dict[str, tuple[str, dict[str, object]]] = {
     "crosskd at 1": ("crosskd", {"at": 1}),

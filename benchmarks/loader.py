@@ -21,9 +21,9 @@ import tempfile
 from pathlib import Path
 
 from data.config import load_dataset_config
-from data.images import find_images
+from data.decoding.images import find_images
 from data.label_rows import label_path
-from utils.cli import run_command
+from utils.running.cli import run_command
 
 ROOT = Path(__file__).resolve().parents[1]
 CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "yolo-distill"

@@ -18,7 +18,7 @@ import cv2
 import numpy as np
 import torch
 
-from utils.cli import run_command
+from utils.running.cli import run_command
 
 AUGMENT = {"hsv_h": 0.015, "hsv_s": 0.7, "hsv_v": 0.4, "translate": 0.1, "scale": 0.5, "fliplr": 0.5, "mosaic": 1.0}
 BATCH_SIZE = 16
@@ -26,7 +26,7 @@ BATCH_SIZE = 16
 
 def our_samples(data: Path, img_size: int) -> Iterator[Any]:
     """Samples of this project's data set, in the order in which its loader asks for them."""
-    from data.augment import AugmentConfig
+    from data.augmentation.augment import AugmentConfig
     from data.config import load_dataset_config
     from data.dataset import DetectionDataset
     from data.labels import build_index

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from benchmarks.memory import PeakMemory
 from benchmarks.reference_losses import reference_simota, reference_yolov5, reference_yolov8
 from losses import SimOTAAuxLoss, SimOTALoss, YOLOv5Loss, YOLOv8Loss
-from utils.cli import run_command
 from utils.device import synchronize
+from utils.running.cli import run_command
 
 STRIDES = (8, 16, 32)
 ANCHORS = (

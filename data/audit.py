@@ -14,14 +14,15 @@ from pathlib import Path
 
 import numpy as np
 
-from data.config import SPLITS, DatasetConfig, ensure_dataset, load_dataset_config
+from data.config import SPLITS, DatasetConfig, load_dataset_config
 from data.label_rows import label_path
 from data.labels import build_index
 from data.records import DatasetIndex, Problem
-from utils.cli import CommandParser, check_range, run_command
+from data.synthetic import ensure_dataset
 from utils.errors import UserError
 from utils.logging import LOGGER, setup_logging
 from utils.paths import file_hash
+from utils.running.cli import CommandParser, check_range, run_command
 from utils.text import printable, shown_path
 
 LEAK = "same image in two splits"

@@ -126,18 +126,6 @@ def write_data_yaml(folder: Path, splits: Sequence[str], names: Sequence[str]) -
     return path
 
 
-def ensure_dataset(config: DatasetConfig) -> DatasetConfig:
-    """Renders the data set of a `synthetic:` yaml if it is not there yet, and returns `config`.
-
-    Any other data set is left alone.
-    """
-    if config.synthetic is not None:
-        from data.synthetic import ensure_rendered  # only such a yaml needs the renderer
-
-        ensure_rendered(config.root, config.synthetic, str(config.path))
-    return config
-
-
 def _check_keys(content: Mapping[str, Any], where: str) -> None:
     """Refuses a key that looks like a misspelt one; of other unknown keys it tells."""
     title = "names" in content and isinstance(content.get("name"), str)  # of the data set

@@ -11,13 +11,13 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from data.coco import read_coco, split_of
 from data.config import SPLITS
-from data.conversion import Report, class_name, write_dataset
-from data.voc import read_voc
-from utils.cli import CommandParser, run_command
+from data.converters.coco import read_coco, split_of
+from data.converters.voc import read_voc
+from data.converters.writing import Report, class_name, write_dataset
 from utils.errors import UsageError
 from utils.logging import LOGGER, setup_logging
+from utils.running.cli import CommandParser, run_command
 from utils.text import shown
 
 

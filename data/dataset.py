@@ -10,11 +10,11 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from data.augment import AugmentConfig, Scene, adjust_hsv, flip, labelled_scene, mixup
-from data.decode import ImageReader, UnreadableImageError
-from data.geometry import random_transform
-from data.mosaic import Layout, mosaic4_layout, mosaic9_layout, paint, single_layout
-from data.paste import Cutout, copy_paste, cut_out, paste_in
+from data.augmentation.augment import AugmentConfig, Scene, adjust_hsv, flip, labelled_scene, mixup
+from data.augmentation.geometry import random_transform
+from data.augmentation.mosaic import Layout, mosaic4_layout, mosaic9_layout, paint, single_layout
+from data.augmentation.paste import Cutout, copy_paste, cut_out, paste_in
+from data.decoding.decode import ImageReader, UnreadableImageError
 from data.records import DatasetIndex
 from data.sampling import PartnerPools, SampleRequest, sample_rng
 from utils.boxes import RatioPad, cxcywh_to_xyxy, xyxy_to_cxcywh

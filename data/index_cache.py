@@ -23,8 +23,8 @@ from typing import Any, BinaryIO
 import cv2
 import numpy as np
 
-from data.files import open_regular
-from data.images import MIN_SIDE, NO_MEMORY
+from data.decoding.files import open_regular
+from data.decoding.images import MIN_SIDE, NO_MEMORY
 from data.label_rows import LABEL_FAULTS, MAX_CLASS, MIN_BOX_SIDE, label_path
 from utils.logging import LOGGER
 from utils.paths import remove_dead_drafts, replacing

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import numpy as np
 
-from data.files import read_regular, reason
-from data.images import NOT_FOUND, check_image, find_images
+from data.decoding.files import read_regular, reason
+from data.decoding.images import NOT_FOUND, check_image, find_images
 from data.index_cache import NO_LABEL_FILE, CheckedImage, Issue, digest, read_cache, write_cache
 from data.label_rows import (
     CLASS_TOO_LARGE,

@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from data.files import read_regular, reason
+from data.decoding.files import read_regular, reason
 from utils.errors import UserError
 from utils.text import shown_path
 

@@ -13,9 +13,10 @@ import torch
 from torch.utils.data import DataLoader, Dataset, default_collate, get_worker_info
 
 from data.dataset import DetectionDataset, Sample, SampleShape
+from data.labels import DatasetIndex
 from data.sampling import POOL_SIZE, EpochSampler, SampleRequest
 from utils.errors import UserError
-from utils.processes import leave_signals_to_main_process
+from utils.running.processes import leave_signals_to_main_process
 
 __all__ = ["Batch", "DetectionLoader", "SampleRequest", "collate", "create_loader"]
 
@@ -207,3 +208,22 @@ def _start_worker(_: int) -> None:
 
 def _as_it_is(item: Any) -> Any:
     return item
+
+
+def validation_loader(
+    index: DatasetIndex,
+    img_size: int,
+    batch_size: int,
+    workers: int,
+    stride: int,
+    fixed_hw: tuple[int, int] | None = None,
+) -> DetectionLoader:
+    """Batches for evaluation: no augmentation, images of similar shape together, half a stride of border.
+
+    With `fixed_hw` all images are fitted into that height and width instead.
+    """
+    dataset = DetectionDataset(
+        index, max(fixed_hw or (img_size,)), None, rect=fixed_hw is None, batch_size=batch_size, stride=stride, pad=0.5,
+        fixed_hw=fixed_hw,
+    )  # fmt: skip
+    return create_loader(dataset, batch_size, workers=workers, shuffle=False)

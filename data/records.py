@@ -39,7 +39,7 @@ class Problem:
     Attributes:
         path: the file that is to be mended.
         line: line number in a label file, from 1, or None for a whole file.
-        kind: what sort of problem, one of the names in data.images and data.label_rows.
+        kind: what sort of problem, one of the names in data.decoding.images and data.label_rows.
         detail: what was found, and what was done about it.
     """
 

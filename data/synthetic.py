@@ -20,8 +20,8 @@ from typing import Any
 
 import cv2
 
-from data.config import write_data_yaml
-from data.scene import CLASS_NAMES, Box, RandomIntegers, render_scene
+from data.config import DatasetConfig, write_data_yaml
+from data.rendering.scene import CLASS_NAMES, Box, RandomIntegers, render_scene
 from utils.errors import UserError
 from utils.logging import LOGGER, progress
 from utils.text import shown, shown_path
@@ -147,3 +147,15 @@ def _write_scene(job: tuple[Path, str, int, int, SyntheticConfig]) -> None:
 def _label_line(class_id: int, box_xyxy: Box, img_size: int) -> str:
     x1, y1, x2, y2 = (value / img_size for value in box_xyxy)
     return f"{class_id} {(x1 + x2) / 2:.6f} {(y1 + y2) / 2:.6f} {x2 - x1:.6f} {y2 - y1:.6f}\n"
+
+
+def ensure_dataset(config: DatasetConfig) -> DatasetConfig:
+    """Renders the data set of a `synthetic:` yaml if it is not there yet, and returns `config`.
+
+    Any other data set is left alone.
+    """
+    if config.synthetic is not None:
+        from data.synthetic import ensure_rendered  # only such a yaml needs the renderer
+
+        ensure_rendered(config.root, config.synthetic, str(config.path))
+    return config

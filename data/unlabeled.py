@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from data.augment import AugmentConfig
+from data.augmentation.augment import AugmentConfig
 from data.dataset import DetectionDataset
 from data.labels import build_index
 from data.loader import Batch, DetectionLoader, create_loader

@@ -18,10 +18,10 @@ from typing import Any
 
 import yaml
 
-from utils.folders import FolderLock, claim_folder, remove_run_drafts
 from utils.logging import LOGGER
 from utils.paths import replacing, run_path
-from utils.processes import is_watched
+from utils.running.folders import FolderLock, claim_folder, remove_run_drafts
+from utils.running.processes import is_watched
 from utils.text import printable
 
 ROOT = Path(__file__).resolve().parents[1]

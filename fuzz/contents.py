@@ -10,9 +10,9 @@ from typing import Any
 
 import torch
 
-from engine.rebuild import StandIn
-from engine.unpickle import unpickle
-from engine.upstream_pickle import StandInPickle
+from checkpoints.pickled.rebuild import StandIn
+from checkpoints.pickled.unpickle import unpickle
+from checkpoints.upstream.pickle import StandInPickle
 from fuzz.scalars import mutate_holder
 from utils.errors import UserError
 

@@ -12,10 +12,10 @@ import numpy as np
 import torch
 import yaml
 
-from engine.checkpoint import save_checkpoint
-from engine.unpickle import unpickle
-from engine.upstream_pickle import StandInPickle, StandInPickler
-from engine.upstream_writer import save_upstream
+from checkpoints.checkpoint import save_checkpoint
+from checkpoints.pickled.unpickle import unpickle
+from checkpoints.upstream.pickle import StandInPickle, StandInPickler
+from checkpoints.upstream.write import save_upstream
 from fuzz.targets import FOLDER_MARK, CacheTarget
 from models.yolo import Model
 

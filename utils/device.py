@@ -132,3 +132,9 @@ class Timer:
         synchronize(self.device)
         self.last = time.perf_counter() - self._start
         self.seconds += self.last
+
+
+def images_to_device(images: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """uint8 (N, 3, H, W) to float32 from 0 to 1 on the device, in channels-last layout there."""
+    moved = images.to(device, non_blocking=True)
+    return moved.to(torch.float32, memory_format=torch.channels_last).div_(255)

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
+from checkpoints.pickled.rebuild import printable
 from utils.errors import UserError
 from utils.text import printable
+from utils.text import printable as one_line
 
 MAX_LISTED = 5
 MAX_NAME = 40
@@ -108,3 +111,11 @@ def _places(names: Sequence[str], taken: set[int], plain: Callable[[str], str]) 
 def _plain(name: str) -> str:
     """A name without what people write now in one way and now in another."""
     return name.strip().casefold()
+
+
+def class_names(names: Any, nc: int) -> list[str]:
+    """Class names as a list, from upstream's list or {index: name}; a class without a name gets `class<index>`."""
+    given = names if isinstance(names, Mapping) else dict(enumerate(names if isinstance(names, list | tuple) else ()))
+    found = [given.get(i) for i in range(nc)]
+    names = [printable(name) if isinstance(name, int | float) else name for name in found]  # a number may be long
+    return [one_line(name) if isinstance(name, str) else f"class{i}" for i, name in enumerate(names)]

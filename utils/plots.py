@@ -18,10 +18,10 @@ import numpy as np
 import torch
 
 from utils.boxes import cxcywh_to_xyxy
-from utils.confusion import ConfusionMatrix
+from utils.evaluation.confusion import ConfusionMatrix
+from utils.evaluation.metrics import CONFIDENCES, ClassMetrics
 from utils.fonts import drawing_font, legible
 from utils.logging import LOGGER
-from utils.metrics import CONFIDENCES, ClassMetrics
 from utils.paths import replacing
 
 MOSAIC_SIDE = 1920  # pixels; larger mosaics are scaled down

@@ -1,4 +1,4 @@
-"""detect.py and `python -m engine.checkpoint` as a user calls them."""
+"""detect.py and `python -m checkpoints.checkpoint` as a user calls them."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from engine.checkpoint import save_checkpoint
+from checkpoints.checkpoint import save_checkpoint
 from models.yolo import Model
 from tests.golden import ROOT, shared_path
 from tests.integration.conftest import run_command
-from tests.unit.test_checkpoint import payload, tiny
-from tests.unit.test_sources import write_image
+from tests.unit.checkpoints.test_checkpoint import payload, tiny
+from tests.unit.data.sources.test_sources import write_image
 
 ALL_FLAGS = """
 --imgsz 64 96 --conf-thres 0.1 --iou-thres 0.5 --max-det 5 --save-txt --save-conf --save-csv --save-crop --classes 0 1
@@ -90,9 +90,9 @@ def test_mistakes_are_one_line(tmp_path: Path) -> None:
 
 def test_inspect_and_convert(tmp_path: Path) -> None:
     weights = shared_path("weights/yolov5n.pt")
-    done = call("-m", "engine.checkpoint", "inspect", weights)
+    done = call("-m", "checkpoints.checkpoint", "inspect", weights)
     assert "yolov5" in done.stdout and "1,872,157 parameters" in done.stdout and "80: person, bicycle" in done.stdout
-    call("-m", "engine.checkpoint", "convert", weights, tmp_path / "own.pt")
+    call("-m", "checkpoints.checkpoint", "convert", weights, tmp_path / "own.pt")
     assert torch.load(tmp_path / "own.pt", weights_only=True)["model"]["nc"] == 80
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from engine.config import read_hyp
+from engine.config.hyp import read_hyp
 from tests.golden import ROOT
 
 EARLIER = Path(__file__).resolve().parents[1] / "data" / "earlier"

@@ -12,11 +12,11 @@ import torch
 
 from data.config import load_dataset_config
 from data.labels import build_index
-from engine.build import validation_loader
-from engine.ensemble import load_detector
-from engine.evaluate import evaluate
-from engine.predict import OutputOptions, PredictOptions, run_predict
-from engine.testing import TestOptions, run_test
+from data.loader import validation_loader
+from engine.inference.ensemble import load_detector
+from engine.inference.evaluate import evaluate
+from engine.inference.predict import OutputOptions, PredictOptions, run_predict
+from engine.inference.testing import TestOptions, run_test
 from tests.integration.conftest import checked, run_command
 from tests.integration.test_testing import options  # noqa: F401  a data set, and a detector that is perfect on it
 from utils.errors import UsageError

@@ -14,12 +14,12 @@ from data.dataset import DetectionDataset
 from data.labels import build_index
 from data.loader import DetectionLoader, create_loader
 from distill import LOSSES, Distiller
-from engine.config import Hyp, read_hyp
-from engine.criterion import build_criteria
-from engine.distillation import head_spec
+from engine.config.hyp import Hyp, read_hyp
+from engine.distilling.distillers import head_spec
+from engine.training.criterion import build_criteria
 from models.yolo import Model
 from tests.golden import ROOT
-from tests.unit.training_toys import toy_trainer
+from tests.unit.engine.training.training_toys import toy_trainer
 
 FAMILIES = {"yolov5": "yolov5/yolov5n", "yolov7": "yolov7/yolov7-tiny", "yolov8": "yolov8/yolov8n"}
 ANCHOR_FREE_ONLY = {"ld"}

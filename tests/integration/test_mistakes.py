@@ -18,10 +18,10 @@ import pytest
 import torch
 import yaml
 
-from engine.checkpoint import save_checkpoint
+from checkpoints.checkpoint import save_checkpoint
 from models.yolo import Model
 from tests.golden import ROOT
-from tests.unit.test_sources import write_image
+from tests.unit.data.sources.test_sources import write_image
 
 Ask = Callable[..., str]
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from engine.checkpoint import load_checkpoint, load_model
+from checkpoints.checkpoint import load_checkpoint, load_model
 from prune import main as prune_main
 from tests.integration.conftest import checked, run_command
 

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from engine.config import TrainOptions
-from engine.loop import Trainer
-from engine.train import run_training
+from engine.config.options import TrainOptions
+from engine.training.loop import Trainer
+from engine.training.train import run_training
 from tests.integration.conftest import checked
 from tests.integration.test_training import assert_same_weights, rows_of
 

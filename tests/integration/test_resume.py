@@ -14,21 +14,21 @@ import pytest
 import torch
 import yaml
 
-import engine.finish
+import engine.training.finish
+from checkpoints.checkpoint import save_checkpoint
 from data.synthetic import render_dataset
-from engine.arguments import (
+from engine.config.flags import (
     add_distillation,
     given_flags,
     refuse_beside_resume,
     training_options,
     training_parser,
 )
-from engine.checkpoint import save_checkpoint
-from engine.config import TrainOptions
-from engine.loop import Trainer
-from engine.resume import EVALUATION, EXTENSION, TRAINING, Resumption, plan_resumption
-from engine.state import model_entry, run_state
-from engine.train import run_training
+from engine.config.options import TrainOptions
+from engine.training.loop import Trainer
+from engine.training.resume import EVALUATION, EXTENSION, TRAINING, Resumption, plan_resumption
+from engine.training.state import model_entry, run_state
+from engine.training.train import run_training
 from models.yolo import Model
 from tests.integration.test_training import assert_same_weights, rows_of
 from utils.errors import UsageError, UserError
@@ -41,7 +41,7 @@ class Killed(BaseException):
 @pytest.fixture(autouse=True)
 def listening(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     """Leaves the logger as it is, so that what a training says can be read."""
-    monkeypatch.setattr("engine.train.setup_logging", lambda rank: None)
+    monkeypatch.setattr("engine.training.train.setup_logging", lambda rank: None)
     caplog.set_level(logging.INFO, "yolo-distill")
 
 
@@ -295,7 +295,7 @@ def test_a_killed_end_of_a_training_is_finished(
     if place == "evaluate":
         change(run, draw)
     with monkeypatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(engine.finish, place, killing)
+        patch.setattr(engine.training.finish, place, killing)
         resume(run)
     assert run_state(run) == ("interrupted" if place == "strip_run" else "evaluating")
     assert plan(run, "--epochs", 4).kind == (TRAINING if place == "strip_run" else EVALUATION)
@@ -312,7 +312,7 @@ def test_a_killed_end_of_a_training_is_finished(
 def test_a_lost_best_is_replaced_by_the_last(run: Path, caplog: pytest.LogCaptureFixture) -> None:
     (run / "weights" / "best.pt").write_bytes(b"")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("engine.loop.Trainer._validated", lambda self, epoch: {})  # nothing becomes better
+        patch.setattr("engine.training.loop.Trainer._validated", lambda self, epoch: {})  # nothing becomes better
         resume(run)
     assert "best.pt cannot be used" in caplog.text
     best, last = (torch.load(run / "weights" / f"{name}.pt", weights_only=True) for name in ("best", "last"))

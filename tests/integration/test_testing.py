@@ -14,8 +14,8 @@ import pytest
 import torch
 import yaml
 
-from engine.checkpoint import save_checkpoint
-from engine.testing import TestOptions, run_test
+from checkpoints.checkpoint import save_checkpoint
+from engine.inference.testing import TestOptions, run_test
 from models.yolo import Model
 from tests.golden import ROOT
 from tests.integration.conftest import checked, run_command
@@ -131,7 +131,7 @@ def test_json_is_measured_against_an_annotation_file(options: TestOptions, tmp_p
 def test_study_writes_a_row_for_each_size(
     options: TestOptions, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("engine.testing.STUDY_SIZES", (64, 96))
+    monkeypatch.setattr("engine.inference.testing.STUDY_SIZES", (64, 96))
     results = run_test(replace(options, task="study", project=str(tmp_path)))
     rows = (tmp_path / "exp/study.csv").read_text().splitlines()
     assert len(results) == 2 and len(rows) == 3 and "metrics/AP" in rows[0] and "inference" in rows[0]

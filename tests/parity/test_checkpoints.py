@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from engine.checkpoint import load_checkpoint, load_model, save_checkpoint, to_payload
-from engine.inspection import describe
+from checkpoints.checkpoint import load_checkpoint, load_model, save_checkpoint, to_payload
+from checkpoints.inspect import describe
 from tests.golden import load_json, meta, shared_path
 
 FAMILIES = {

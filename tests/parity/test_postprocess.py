@@ -12,13 +12,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from engine.evaluate import evaluate
-from engine.writers import COCO_CATEGORIES
+from engine.inference.evaluate import evaluate
+from engine.inference.writers import COCO_CATEGORIES
 from tests.golden import load_json, load_npz, meta
 from utils.boxes import cxcywh_to_xyxy, pairwise_iou, scale_boxes
-from utils.coco_eval import STATISTICS, CocoEvaluator, CocoResult, evaluate_json, read_annotations
+from utils.evaluation.coco_eval import STATISTICS, CocoEvaluator, CocoResult, evaluate_json, read_annotations
+from utils.evaluation.metrics import CONVENTIONS, class_metrics, fitness, match_detections
 from utils.letterbox import letterbox
-from utils.metrics import CONVENTIONS, class_metrics, fitness, match_detections
 from utils.nms import non_max_suppression
 
 LAYOUTS = {

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 import torch
 
-from engine.checkpoint import load_checkpoint, load_model
-from engine.rebuild import StandIn
-from engine.unpickle import unpickle
-from engine.upstream_writer import save_upstream
+from checkpoints.checkpoint import load_checkpoint, load_model
+from checkpoints.pickled.rebuild import StandIn
+from checkpoints.pickled.unpickle import unpickle
+from checkpoints.upstream.write import save_upstream
 from tests.golden import shared_path
 
 RELEASES = {

@@ -9,8 +9,8 @@ import cv2
 import numpy as np
 import pytest
 
+from data.augmentation.geometry import worth_keeping
 from data.dataset import DetectionDataset
-from data.geometry import worth_keeping
 from data.labels import DatasetIndex, build_index
 from data.loader import create_loader
 from data.records import ImageRecord

@@ -1,0 +1,155 @@
+"""Runs an experiment: trains what is missing, evaluates every model in one process, and writes table and pictures.
+
+Every training is a command line of its own, printed before it starts: each row of the table can be repeated alone.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+import signal
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from engine.comparing.experiment import Experiment, merged_values
+from engine.comparing.summary import Run
+from engine.config.hyp import read_hyp
+from engine.training.state import run_state
+from utils.errors import UserError
+from utils.logging import LOGGER
+from utils.paths import existing_file, file_hash, read_record, replacing
+from utils.running.processes import run_child
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def train_all(experiment: Experiment, folder: Path) -> list[Run]:
+    """Trains the teacher and every arm with every seed, leaving out what is already there.
+
+    Returns:
+        The teacher, then the arms in their order, each with its seeds.
+    """
+    teacher = train_teacher(experiment, folder)
+    runs = [teacher]
+    jobs = [(arm, seed) for arm in experiment.arms for seed in experiment.seeds]
+    for number, (arm, seed) in enumerate(jobs, 1):
+        settings = experiment.arms[arm]
+        hyp = merged_hyp(experiment, settings, folder / "hyp" / f"{arm}.yaml")
+        distil = settings.get("distil", read_hyp(hyp).distills)
+        words = ["train_distill.py" if distil else "train.py", "--cfg", experiment.student]
+        if experiment.student_weights:
+            words += ["--weights", experiment.student_weights]
+        if distil:
+            words += ["--teacher-weights", str(teacher.weights)]
+        words += shared_flags(experiment, hyp, {"seed": seed, "epochs": experiment.epochs})
+        LOGGER.info(f"\n[{number}/{len(jobs)}] {arm}, seed {seed}")
+        runs.append(Run(arm, seed, train_one(experiment, folder, f"{arm}-seed{seed}", words)))
+    return runs
+
+
+def train_teacher(experiment: Experiment, folder: Path) -> Run:
+    """The teacher: a file that is there, or one trained on the experiment's data."""
+    settings = experiment.teacher
+    seed = int(settings.get("seed", 0))
+    if settings.get("weights"):
+        return Run("teacher", seed, existing_file(settings["weights"], "teacher weights"))
+    words = ["train.py"]
+    for key, flag in (("cfg", "--cfg"), ("start", "--weights")):
+        if settings.get(key):
+            words += [flag, str(settings[key])]
+    words += shared_flags(experiment, merged_hyp(experiment, settings, folder / "hyp" / "teacher.yaml"), settings)
+    LOGGER.info("\n[teacher]")
+    return Run("teacher", seed, train_one(experiment, folder, "teacher", words))
+
+
+def shared_flags(experiment: Experiment, hyp: Path, settings: Mapping[str, Any]) -> list[str]:
+    """Flags that every training has; `settings` may have its own seed, epochs, batch_size, img_size and patience."""
+    values = {
+        "hyp": hyp,
+        "seed": settings.get("seed", 0),
+        "epochs": settings.get("epochs", experiment.epochs),
+        "patience": settings.get("patience", 0),
+        "batch-size": settings.get("batch_size", experiment.batch_size),
+        "img-size": settings.get("img_size", experiment.img_size),
+    }
+    return [word for name, value in values.items() for word in (f"--{name}", str(value))]
+
+
+def merged_hyp(experiment: Experiment, settings: Mapping[str, Any], path: Path) -> Path:
+    """Writes a hyper-parameter file with the changes of the experiment and then of the arm, and checks it."""
+    source, values = merged_values(experiment, settings)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as stream:
+        stream.write(f"# {source} with the changes of the experiment {experiment.name}\n")
+        yaml.safe_dump(values, stream, sort_keys=False)
+    return path
+
+
+def train_one(experiment: Experiment, folder: Path, name: str, words: list[str]) -> Path:
+    """Trains one model unless its finished run folder is there already; an interrupted one is resumed.
+
+    The training ends with this process, even where this one is killed.
+
+    Returns:
+        Path of its best.pt.
+    """
+    run = folder / name
+    words = [*words, "--data", experiment.data, "--workers", str(experiment.workers), *experiment.flags]
+    if experiment.device:
+        words += ["--device", experiment.device]
+    identity = {
+        "command": words,
+        "inputs": {w: file_hash(w) for w in words if w.endswith((".yaml", ".pt")) and Path(w).is_file()},
+    }
+    done, started = run / "done.json", run / "started.json"
+    best, last = run / "weights" / "best.pt", run / "weights" / "last.pt"
+    if done.is_file() and best.is_file():
+        if same_training(read_record(done), identity):
+            LOGGER.info(f"already trained: {best}")
+            return best
+        raise UserError(f"{run} holds a model trained in another way; remove that folder, or use another --name")
+    same = started.is_file() and same_training(read_record(started), identity)
+    state = run_state(run) if same else "empty"
+    if state == "finished" and best.is_file():  # killed between its end and the note of it
+        LOGGER.info(f"already trained: {best}")
+    else:
+        if state in ("interrupted", "evaluating"):
+            command = [words[0], "--resume", str(last)]
+        else:
+            command = [*words, "--project", str(folder), "--name", name, "--exist-ok"]
+            for path in (last, best):  # of another training, which must not be taken for this one later
+                path.unlink(missing_ok=True)
+        run.mkdir(parents=True, exist_ok=True)
+        with replacing(started) as stream:
+            json.dump(identity, stream, indent=2)
+        LOGGER.info("$ " + shlex.join(["python", *command]))
+        check_ending(name, run_child([sys.executable, str(ROOT / command[0]), *command[1:]]))
+    with replacing(done) as stream:
+        json.dump(identity, stream, indent=2)
+    return best
+
+
+def check_ending(name: str, code: int) -> None:
+    """Raises the UserError of a training that did not end well."""
+    if code == -getattr(signal, "SIGKILL", 9):
+        raise UserError(
+            f"the training of {name} was killed, most likely because the memory is full; the same command goes on from "
+            "its last epoch, with smaller `workers:` or `batch_size:` if it happens again"
+        )
+    if code:
+        raise UserError(f"the training of {name} failed; its messages are above. The same command goes on from there")
+
+
+def same_training(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """Whether two identities are of the same training, wherever and by however many workers it is done."""
+    commands = [_essential(each.get("command") or ()) for each in (one, other)]
+    return one.get("inputs") == other.get("inputs") and commands[0] == commands[1]
+
+
+def _essential(words: Sequence[str]) -> list[str]:
+    places = {i + offset for i, word in enumerate(words) if word in ("--workers", "--device") for offset in (0, 1)}
+    return [word for i, word in enumerate(words) if i not in places]

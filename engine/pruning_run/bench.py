@@ -1,0 +1,137 @@
+"""What every stage of prune.py works with: the data, the loss, and a measure of quality."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from torch import Tensor, nn
+
+from checkpoints.checkpoint import Checkpoint, load_model
+from data.config import load_dataset_config
+from data.dataset import DetectionDataset
+from data.labels import build_index
+from data.loader import Batch, DetectionLoader, create_loader, validation_loader
+from data.synthetic import ensure_dataset
+from engine.inference.class_order import adopt_names
+from engine.inference.evaluate import EvalResult, evaluate
+from engine.pruning_run.config import PruneOptions, base_hyp, distillation_values, plain_values
+from engine.training.criterion import build_criteria
+from engine.training.data import augment_config
+from models.yolo import Model
+from pruning import PruneError
+from pruning.pruner import run_for_outputs
+from utils.device import images_to_device, select_device
+from utils.errors import UserError
+from utils.paths import replacing
+from utils.sizes import rounded_size
+
+EVALUATION_IOU = 0.6
+
+
+class Workbench:
+    """Data, loss and evaluation for one model to prune.
+
+    Args:
+        options: of prune.py.
+        folder: where all results go.
+        checkpoint: the model to prune.
+    """
+
+    def __init__(self, options: PruneOptions, folder: Path, checkpoint: Checkpoint) -> None:
+        self.options, self.folder = options, folder
+        self.family, self.ch = checkpoint.family, int(checkpoint.yaml.get("ch") or 3)
+        self.stride = int(max(checkpoint.stride, default=32))
+        self.device = select_device(options.training.device)
+        self.hyp = base_hyp(options, checkpoint)
+        self.config = ensure_dataset(load_dataset_config(options.training.data))
+        if checkpoint.nc != self.config.nc:
+            raise UserError(
+                f"{checkpoint.path} has {checkpoint.nc} classes, {options.training.data} has {self.config.nc}; "
+                "pruning needs the data that the model was trained on"
+            )
+        self.img_size = rounded_size(options.training.img_size[0], self.stride, "--img-size")
+        self.hyp_file, self.recipe_file = folder / "hyp.yaml", folder / "distill.yaml"
+        self._write_hyp(self.hyp_file, plain_values(self.hyp))
+        if options.epochs_of("distill") and options.stage in ("all", "distill"):
+            self._write_hyp(self.recipe_file, dict(distillation_values(options, self.hyp, self.family)))
+
+    def model(self, path: Path | str) -> Model:
+        """A model of these classes, with their names and in their order."""
+        model = load_model(path, self.device, fuse=False)
+        return adopt_names(model, self.config.names, str(self.options.training.data), str(path))
+
+    def _write_hyp(self, path: Path, values: dict[str, Any]) -> None:
+        with replacing(path) as stream:
+            yaml.safe_dump(values, stream, sort_keys=False)
+
+    def example(self, batch: int = 1) -> Tensor:
+        """An input of the size that counts, (batch, C, H, W)."""
+        return torch.zeros(batch, self.ch, self.img_size, self.img_size, device=self.device)
+
+    @cached_property
+    def batches(self) -> list[Batch]:
+        """Batches as the training sees them, augmented: BatchNorm's statistics belong to such images."""
+        training = self.options.training
+        index = build_index(self.config.split("train"), self.config.nc, need_boxes=True, prefix="train")
+        dataset = DetectionDataset(
+            index, self.img_size, augment_config(self.hyp), batch_size=training.batch_size, stride=self.stride,
+            seed=training.seed,
+        )  # fmt: skip
+        loader = create_loader(dataset, training.batch_size, workers=training.workers, seed=training.seed)
+        loader.set_epoch(0)
+        return list(itertools.islice(loader, self.options.batches))
+
+    @cached_property
+    def loader(self) -> DetectionLoader:
+        """The images that the figures of the report come from."""
+        training, split = self.options.training, self.options.split
+        index = build_index(self.config.split(split), self.config.nc, need_boxes=True, prefix=split)
+        return validation_loader(index, self.img_size, training.batch_size, training.workers, self.stride)
+
+    def evaluate(self, model: nn.Module, progress: bool = False) -> EvalResult:
+        """A model's figures on the split of the report."""
+        return evaluate(
+            model, self.loader, names=self.config.names, device=self.device, iou_thres=EVALUATION_IOU, progress=progress
+        )
+
+    def ap(self, model: nn.Module) -> float:
+        """COCO's AP."""
+        return float(self.evaluate(model).coco.ap)
+
+    def images(self) -> list[Tensor]:
+        """The images of `batches`, on the device."""
+        return [images_to_device(batch.images, self.device) for batch in self.batches]
+
+    def loss_of(self, model: Model) -> Any:
+        """(model, batch) -> the detection loss, with BatchNorm's statistics as they are."""
+        criterion, _ = build_criteria(model, self.hyp, self.img_size, 0.0, self.device)
+
+        def loss(network: nn.Module, batch: Batch) -> Tensor:
+            predictions = run_for_outputs(network, images_to_device(batch.images, self.device))
+            value, _ = criterion(predictions, batch.targets)
+            if not value.isfinite():
+                raise PruneError("the detection loss is not finite on training images; check the model and its data")
+            return value
+
+        return loss
+
+
+@dataclass
+class Produced:
+    """The models of one target, by their role, and what the cut did.
+
+    Attributes:
+        target: share to remove.
+        weights: role (sparse, pruned, finetuned, distilled) -> file.
+        cut: the facts of `cut_model`.
+    """
+
+    target: float
+    weights: dict[str, Path] = field(default_factory=dict)
+    cut: dict[str, Any] = field(default_factory=dict)
