@@ -1,6 +1,6 @@
 # make demo   set up, then teacher, baseline and distilled student on the built-in data set, with a table and pictures
 # make test   set up, then the tests            make test-slow   the longer ones
-# make check  ruff, mypy, import directions     make clean       forget the virtual environment of these requirements
+# make check  ruff, mypy, structure        make clean       forget the virtual environment of these requirements
 # make fuzz   set up, then ten minutes for each reader of foreign files; SECONDS=60 READER=checkpoint for less
 
 PYTHON ?= python3
@@ -37,7 +37,7 @@ check: $(READY)
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
-	$(PY) -m pytest tests/unit/test_imports.py
+	$(PY) -m pytest tests/unit/test_structure.py
 
 # Where atheris cannot be installed, the fuzzer says so and takes its own loop.
 fuzz: $(READY)

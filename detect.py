@@ -59,9 +59,7 @@ def main() -> None:
     setup_logging()
     del flags["no_trace"]
     if flags.pop("update"):
-        raise UsageError(
-            "--update is not built in; `python -m checkpoints.checkpoint convert IN OUT` strips a checkpoint"
-        )
+        raise UsageError("--update is not built in; `python -m checkpoints convert IN OUT` strips a checkpoint")
     output = OutputOptions(save_images=not flags.pop("nosave"), **{name: flags.pop(name) for name in OUTPUT_FLAGS})
     for name in ("weights", "img_size", "classes"):
         flags[name] = None if flags[name] is None else tuple(flags[name])

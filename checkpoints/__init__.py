@@ -1,0 +1,4 @@
+"""Reads and writes .pt files: the only place that does.
+
+Imports models and utils.
+"""

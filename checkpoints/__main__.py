@@ -1,4 +1,4 @@
-"""`python -m checkpoints.checkpoint inspect FILE` and `convert IN OUT`."""
+"""`python -m checkpoints inspect FILE` and `convert IN OUT`."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from checkpoints.checkpoint import (
 from checkpoints.inspect import describe, describe_unknown
 from checkpoints.pickled.unpickle import unpickle
 from utils.errors import UsageError, UserError
-from utils.running.cli import CommandParser
+from utils.running.cli import CommandParser, run_command
 from utils.text import printable, shown_path
 
 
 def main() -> int:
     """Parses the command line and runs it."""
     parser = CommandParser(
-        prog="python -m checkpoints.checkpoint", description="Looks into .pt files, without executing anything in them."
+        prog="python -m checkpoints", description="Looks into .pt files, without executing anything in them."
     )
     commands = parser.add_subparsers(dest="command", required=True)
     inspect = commands.add_parser("inspect", help="print what is in a file")
@@ -105,3 +105,7 @@ def _with_architecture(weights: Checkpoint, cfg: str) -> Checkpoint:
     )
     fitted_model(complete)
     return complete
+
+
+if __name__ == "__main__":
+    run_command(main)

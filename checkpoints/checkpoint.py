@@ -4,8 +4,8 @@ Own files hold tensors and plain values only (docs/checkpoints.md), and `torch.l
 Here they are read as upstream's files of YOLOv5, YOLOv7 and YOLOv8 are, by the restricted unpickler, which checks sizes
 besides. Reading a file never executes code from it.
 
-    python -m checkpoints.checkpoint inspect FILE        what is in a file
-    python -m checkpoints.checkpoint convert IN OUT      an upstream file in our form
+    python -m checkpoints inspect FILE        what is in a file
+    python -m checkpoints convert IN OUT      an upstream file in our form
 """
 
 from __future__ import annotations
@@ -304,9 +304,7 @@ def strip_checkpoint(path: str | Path, half: bool = False) -> None:
     """
     checkpoint = load_checkpoint(path)
     if checkpoint.kind != "own":
-        raise UserError(
-            f"checkpoint {str(path)!r} is an upstream file; convert it first (checkpoints.checkpoint convert)"
-        )
+        raise UserError(f"checkpoint {str(path)!r} is an upstream file; convert it first (checkpoints convert)")
     if checkpoint.training or half:
         save_checkpoint(path, to_payload(checkpoint, half))
 
@@ -364,10 +362,3 @@ def fitted_yaml(checkpoint: Checkpoint) -> dict[str, Any]:
 def _first_faults(report: TransferReport) -> str:
     """One line with the tensors that do not fit."""
     return "; ".join(line.strip() for line in report.describe(most=3).splitlines())
-
-
-if __name__ == "__main__":
-    from checkpoints.__main__ import main
-    from utils.running.cli import run_command
-
-    run_command(main)

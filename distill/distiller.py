@@ -228,21 +228,6 @@ class Distiller(nn.Module):
         """What the log should know of this epoch: the schedule's factor."""
         return {f"schedule/{self._prefix}": self._factor}
 
-    def check_finite(self, items: Mapping[str, Tensor]) -> None:
-        """Stops a training whose distillation is not finite.
-
-        It waits for the device: call it where items are read anyway.
-
-        Raises:
-            DistillError: names the first term that is infinite or not a number.
-        """
-        for name in self.item_names:
-            if name in items and not math.isfinite(float(items[name])):
-                raise DistillError(
-                    f"{name} is {float(items[name])}; lower kd_losses.{name.split('/')[1]}.weight or the learning "
-                    "rate, or set kd_schedule.warmup_epochs; a teacher with broken weights does this too"
-                )
-
     def describe(self) -> str:
         """A table of the pairs: loss, weight, layers, channels, stride, adapter, parameters."""
         losses = dict(zip(self.losses, self._each()))

@@ -159,8 +159,8 @@ def _stride_message(
     return (
         f"teacher_kd_layers[{position}]={teacher.layer} has stride {teacher.stride} and shape {teacher.shape}; "
         f"student_kd_layers[{position}]={student.layer} has stride {student.stride} and shape {student.shape} "
-        f"(student strides: {', '.join(map(str, student_strides))}{advice}); pair equal strides, drop the pair, use auto, or "
-        "set kd_resize: true to resize the teacher's map"
+        f"(student strides: {', '.join(map(str, student_strides))}{advice}); "
+        "pair equal strides, drop the pair, use auto, or set kd_resize: true to resize the teacher's map"
     )
 
 

@@ -19,16 +19,16 @@ import cv2
 import numpy as np
 import torch
 
+from checkpoints.checkpoint import Checkpoint, fitted_model, interpret, load_checkpoint, save_checkpoint, to_payload
+from checkpoints.inspect import describe, describe_unknown
+from checkpoints.pickled.unpickle import unpickle
 from data.config import SPLITS, load_dataset_config
 from data.convert import convert, parse_args
 from data.label_rows import LABEL_FAULTS, MORE, parse_labels
 from data.labels import build_index
 from data.records import DatasetIndex
-from checkpoints.checkpoint import Checkpoint, fitted_model, interpret, load_checkpoint, save_checkpoint, to_payload
-from engine.config.hyp import read_hyp
 from engine.comparing.experiment import check_files, load_experiment
-from checkpoints.inspect import describe, describe_unknown
-from checkpoints.pickled.unpickle import unpickle
+from engine.config.hyp import read_hyp
 from models.yolo import Model
 from utils.errors import UserError
 from utils.yaml_io import load_yaml

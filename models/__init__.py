@@ -1,0 +1,4 @@
+"""Detectors from architecture yaml files in upstream's format.
+
+Imports utils.
+"""

@@ -218,9 +218,9 @@ def make_importance(
 ) -> Importance:
     """The measure that the settings name."""
     kind = IMPORTANCES[settings.importance]
-    if kind is Taylor:
-        if loss is None:
-            raise PruneError("taylor importance needs data: give batches and a loss, or use another importance")
+    if kind.needs_data and loss is None:
+        raise PruneError(f"{settings.importance} importance needs data: give batches and a loss, or use another one")
+    if kind is Taylor and loss is not None:
         return Taylor(model, batches, loss)
     return Random(model, settings.seed) if kind is Random else kind(model)
 

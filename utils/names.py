@@ -6,10 +6,8 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from checkpoints.pickled.rebuild import printable
 from utils.errors import UserError
-from utils.text import printable
-from utils.text import printable as one_line
+from utils.text import printable, shown
 
 MAX_LISTED = 5
 MAX_NAME = 40
@@ -117,5 +115,5 @@ def class_names(names: Any, nc: int) -> list[str]:
     """Class names as a list, from upstream's list or {index: name}; a class without a name gets `class<index>`."""
     given = names if isinstance(names, Mapping) else dict(enumerate(names if isinstance(names, list | tuple) else ()))
     found = [given.get(i) for i in range(nc)]
-    names = [printable(name) if isinstance(name, int | float) else name for name in found]  # a number may be long
-    return [one_line(name) if isinstance(name, str) else f"class{i}" for i, name in enumerate(names)]
+    names = [shown(name) if isinstance(name, int | float) else name for name in found]  # a number may be long
+    return [printable(name) if isinstance(name, str) else f"class{i}" for i, name in enumerate(names)]

@@ -1,4 +1,4 @@
-"""TODO."""
+"""Sizes of images."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Writes stand-ins into a pickle as objects of the classes that they stand for, without having those classes.
 
-The counterpart of `checkpoints.pickled.unpickle`: what that reads as `StandIn` objects, this writes so that whoever has the classes
-gets objects of them. No class is made, no module is imported or registered.
+The counterpart of `checkpoints.pickled.unpickle`: what that reads as `StandIn` objects, this writes so that whoever has
+the classes gets objects of them. No class is made, no module is imported or registered.
 """
 
 from __future__ import annotations

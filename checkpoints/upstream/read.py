@@ -77,7 +77,7 @@ def find_models(content: Any, where: str) -> tuple[StandIn | None, StandIn | Non
     if plain_weights(content) is not None:
         raise UserError(
             f"{where} holds weights without an architecture (a plain state_dict); give the training's .pt file, or its "
-            "architecture too: `--cfg` in a training, `python -m checkpoints.checkpoint convert IN OUT --cfg CFG` otherwise"
+            "architecture too: `--cfg` in a training, `python -m checkpoints convert IN OUT --cfg CFG` otherwise"
         )
     keys = ", ".join(printable(key)[:30] for key in list(content)[:8]) or "nothing"
     raise UserError(

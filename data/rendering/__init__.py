@@ -1,0 +1,4 @@
+"""Draws the pictures of the built-in data set.
+
+Imports utils.
+"""

@@ -1,4 +1,4 @@
-"""Frames to detect on: from images, folders, globs, lists, videos, cameras and network streams."""
+"""Opens what `--source` names, and gives the frames of image and video files."""
 
 from __future__ import annotations
 

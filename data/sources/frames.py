@@ -1,4 +1,4 @@
-"""TODO."""
+"""What every source gives: frames."""
 
 from __future__ import annotations
 

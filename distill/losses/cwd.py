@@ -16,11 +16,6 @@ def channel_wise_kl(student: Tensor, teacher: Tensor, temperature: float) -> Ten
     return softened_kl(student.flatten(2), teacher.flatten(2), temperature).sum(-1).mean()
 
 
-def pixel_wise_kl(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
-    """KL of each pixel's softmax over the channels, times T^2, mean over images and pixels."""
-    return softened_kl(student, teacher, temperature, dim=1).sum(1).mean()
-
-
 def standardise(x: Tensor) -> Tensor:
     """Every channel to mean 0 and variance 1 over batch and pixels, without parameters; a channel of one value to 0."""
     if x.numel() == x.shape[1]:  # one image and one pixel, which batch_norm refuses

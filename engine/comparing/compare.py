@@ -1,4 +1,4 @@
-"""TODO."""
+"""The whole of compare.py: trains what is missing, evaluates every model in one process, and reports."""
 
 from __future__ import annotations
 

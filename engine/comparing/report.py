@@ -22,7 +22,7 @@ from data.synthetic import ensure_dataset
 from engine.comparing.experiment import Experiment
 from engine.comparing.summary import Run, summarise
 from engine.inference.class_order import adopt_names
-from engine.inference.evaluate import evaluate
+from engine.inference.evaluate import VALIDATION_IOU, evaluate
 from engine.inference.predict import Predictor
 from engine.runfolder import environment
 from models.yolo import Model
@@ -38,7 +38,6 @@ from utils.plots import draw_boxes
 if TYPE_CHECKING:
     from data.labels import ImageRecord
 
-EVALUATION_IOU = 0.6
 PICTURE_HEIGHT = 320
 
 
@@ -60,7 +59,7 @@ def evaluate_runs(experiment: Experiment, runs: Sequence[Run]) -> list[dict[str,
         LOGGER.info(f"evaluating {run.role}, seed {run.seed}")
         stride = int(max(model.stride))
         loader = validation_loader(index, experiment.img_size, experiment.batch_size, experiment.workers, stride)
-        result = evaluate(model, loader, names=config.names, device=device, iou_thres=EVALUATION_IOU)
+        result = evaluate(model, loader, names=config.names, device=device, iou_thres=VALIDATION_IOU)
         summary = model.summary(experiment.img_size)
         rows.append(
             {
@@ -123,8 +122,6 @@ def _figure(mean_and_spread: tuple[float, float], runs: int, form: str = ".4f") 
     mean, spread = mean_and_spread
     if math.isnan(mean):
         return "-"  # no object of that kind in the split
-    if math.isnan(mean):
-        return "-"
     return f"{mean:{form}}" if runs < 2 else f"{mean:{form}} ± {spread:.4f}"
 
 

@@ -1,4 +1,4 @@
-"""Runs an experiment: trains what is missing, evaluates every model in one process, and writes table and pictures.
+"""Trains what is missing of an experiment and resumes what was interrupted.
 
 Every training is a command line of its own, printed before it starts: each row of the table can be repeated alone.
 """

@@ -1,4 +1,4 @@
-"""TODO."""
+"""The runs of an experiment as numbers: mean and spread over the seeds, and differences seed by seed."""
 
 from __future__ import annotations
 

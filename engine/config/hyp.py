@@ -1,4 +1,4 @@
-"""Hyper-parameter files and command-line options, as frozen dataclasses that say what is known and what is not."""
+"""Hyper-parameter files, with their bases, as a frozen dataclass that says what is known and what is not."""
 
 from __future__ import annotations
 

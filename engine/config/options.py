@@ -1,12 +1,9 @@
-"""TODO."""
+"""The options of a training, as the flags of train.py and train_distill.py set them."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from typing import Any
-
-from utils.yaml_io import check_keys
 
 
 @dataclass(frozen=True)
@@ -59,10 +56,3 @@ class TrainOptions:
     def to_dict(self) -> dict[str, Any]:
         """Plain lists and values, as written to opt.yaml and into checkpoints."""
         return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
-
-
-def options_from_dict(values: Mapping[str, Any], where: str) -> TrainOptions:
-    """Options from a mapping such as the one in a checkpoint; unknown names are an error."""
-    check_keys(values, [f.name for f in fields(TrainOptions)], where)
-    plain: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
-    return TrainOptions(**plain)

@@ -1,4 +1,4 @@
-"""TODO."""
+"""What `kd_teachers` of a recipe may say."""
 
 from __future__ import annotations
 

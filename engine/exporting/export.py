@@ -168,9 +168,10 @@ def run_export(options: ExportOptions) -> list[Path]:
 
 def load_for_export(options: ExportOptions, path: Path, device: torch.device) -> Export:
     """The checkpoint's model in its deployment form, and images to trace it with."""
-    model = load_model(path, device, fuse=False).reparameterize().fuse().eval().requires_grad_(False)
-    stride = int(model.stride.max())
-    sizes = [rounded_size(size, stride, "--img-size") for size in options.img_size]
+    model = load_model(path, device, fuse=False)
+    sizes = [rounded_size(size, int(model.stride.max()), "--img-size") for size in options.img_size]
+    LOGGER.info(f"{path}: {model.summary(max(sizes))} at {max(sizes)} pixels a side")  # as trained, before folding
+    model = model.reparameterize().fuse().eval().requires_grad_(False)
     images = sample_images((options.batch_size, 3, sizes[0], sizes[-1])).to(device)
     dtype = torch.float16 if options.half else torch.float32
     return Export(options, path, model.to(dtype), images.to(dtype))

@@ -23,6 +23,7 @@ from utils.nms import non_max_suppression
 from utils.plots import plot_batch, plot_confidence_curves, plot_confusion_matrix, plot_pr_curves
 from utils.text import printable
 
+VALIDATION_IOU = 0.6  # of NMS, wherever figures are compared: in a training, of an experiment, before and after a cut
 NUM_PLOTTED_BATCHES = 3
 MAX_NAME = 32  # characters of a class name in the table
 

@@ -19,7 +19,7 @@ from data.labels import build_index
 from data.loader import Batch, DetectionLoader, create_loader, validation_loader
 from data.synthetic import ensure_dataset
 from engine.inference.class_order import adopt_names
-from engine.inference.evaluate import EvalResult, evaluate
+from engine.inference.evaluate import VALIDATION_IOU, EvalResult, evaluate
 from engine.pruning_run.config import PruneOptions, base_hyp, distillation_values, plain_values
 from engine.training.criterion import build_criteria
 from engine.training.data import augment_config
@@ -30,8 +30,6 @@ from utils.device import images_to_device, select_device
 from utils.errors import UserError
 from utils.paths import replacing
 from utils.sizes import rounded_size
-
-EVALUATION_IOU = 0.6
 
 
 class Workbench:
@@ -97,7 +95,7 @@ class Workbench:
     def evaluate(self, model: nn.Module, progress: bool = False) -> EvalResult:
         """A model's figures on the split of the report."""
         return evaluate(
-            model, self.loader, names=self.config.names, device=self.device, iou_thres=EVALUATION_IOU, progress=progress
+            model, self.loader, names=self.config.names, device=self.device, iou_thres=VALIDATION_IOU, progress=progress
         )
 
     def ap(self, model: nn.Module) -> float:

@@ -19,7 +19,7 @@ from engine.training.distributed import announced_world
 from engine.training.state import model_entry, run_state
 from engine.training.train import run_training
 from models.yolo import Model
-from pruning import LayerWidths, prune
+from pruning import IMPORTANCES, LayerWidths, prune
 from pruning.batchnorm import reestimate_batchnorm
 from utils.errors import UsageError, UserError
 from utils.logging import LOGGER, setup_logging
@@ -215,14 +215,16 @@ def cut_model(bench: Workbench, weights: Path, target: float, folder: Path) -> d
         LOGGER.info(f"already pruned: {file}")
         return facts
     model = bench.model(weights)
-    taylor = {"batches": bench.batches, "loss": bench.loss_of(model)} if settings["importance"] == "taylor" else {}
-    result = prune(model, image=bench.example(), **settings, **taylor)
+    needs_data = IMPORTANCES[options.settings.importance].needs_data
+    data = {"batches": bench.batches, "loss": bench.loss_of(model)} if needs_data else {}
+    gflops_before = model.summary(bench.img_size).gflops
+    result = prune(model, image=bench.example(), **settings, **data)
     model.eval()
     facts = {
         **identity,
         "share": result.share,
-        "before": asdict(result.before),
-        "after": asdict(result.after),
+        "before": {**asdict(result.before), "gflops": gflops_before},
+        "after": {**asdict(result.after), "gflops": model.summary(bench.img_size).gflops},
         "layers": [asdict(layer) for layer in result.layers],
         **_settle_statistics(bench, model),
     }

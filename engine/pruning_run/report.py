@@ -14,7 +14,7 @@ import torch
 from checkpoints.checkpoint import load_checkpoint, load_model
 from engine.pruning_run.bench import Workbench
 from engine.runfolder import EventWriter, environment
-from pruning import measure_latency
+from pruning import IMPORTANCES, measure_latency
 from pruning.pruner import make_importance, prunable_groups
 from pruning.sensitivity import Sensitivity, sensitivity
 from pruning.sparsity import batchnorm_scales, describe_scales
@@ -146,7 +146,7 @@ def _sensitivity(bench: Workbench) -> list[Sensitivity]:
     options = bench.options
     model = bench.model(options.training.weights)
     groups = prunable_groups(model, bench.example(), options.settings.protect)
-    data = (bench.batches, bench.loss_of(model)) if options.settings.importance == "taylor" else ()
+    data = (bench.batches, bench.loss_of(model)) if IMPORTANCES[options.settings.importance].needs_data else ()
     measure = make_importance(model, options.settings, *data)
     rows = sensitivity(model, groups, measure, bench.ap)
     total = 3 * sum(not group.reason for group in groups)

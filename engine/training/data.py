@@ -1,4 +1,4 @@
-"""Builds the parts of a training from its options: model, data, criterion."""
+"""The data of a training: its loaders, the weights of its classes and images, and its facts for the manifest."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ import torch
 from checkpoints.checkpoint import load_checkpoint, save_checkpoint, to_payload
 from data.loader import DetectionLoader, validation_loader
 from engine.config.options import TrainOptions
-from engine.inference.evaluate import evaluate
+from engine.inference.evaluate import VALIDATION_IOU, evaluate
 from engine.runfolder import RunFolder
 from engine.training.data import TrainingData, split_index
 from engine.training.distributed import World
@@ -26,8 +26,6 @@ from models.yolo import Model
 from utils.errors import UserError
 from utils.logging import LOGGER
 from utils.text import printable
-
-VALIDATION_IOU = 0.6
 
 
 @dataclass

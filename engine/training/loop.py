@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 import random
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -15,12 +15,12 @@ from torch import Tensor, nn
 
 from data.loader import Batch, DetectionLoader
 from data.unlabeled import MixedLoader
-from distill import Preflight
 from engine.config.hyp import Hyp
 from engine.config.options import TrainOptions
 from engine.runfolder import EventWriter, ResultsTable, RunFolder
 from engine.training.distributed import World, agree, average_gradients
 from engine.training.ema import ModelEMA
+from engine.training.extra_loss import ExtraLoss, Finding
 from engine.training.norms import frozen_norms
 from engine.training.optimizer import apply_plan
 from engine.training.schedule import LearningSchedule
@@ -33,41 +33,6 @@ if TYPE_CHECKING:
     from engine.inference.evaluate import EvalResult
 
 GRADIENT_CLIP = 10.0
-
-
-class ExtraLoss(Protocol):
-    """A further loss beside the detection loss, such as a distiller.
-
-    Its own parameters are trained with the model's, by the same optimizer, from the first step.
-    """
-
-    layers: Sequence[int]
-
-    def __call__(
-        self, images: Tensor, predictions: Any, features: list[Tensor], targets: Tensor
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """The loss to add, already multiplied by the batch size, and its named parts."""
-
-    def start_epoch(self, epoch: int, epochs: int) -> None:
-        """Called before the first batch of an epoch."""
-
-    def epoch_row(self) -> dict[str, float]:
-        """Further columns of the results for this epoch, such as the factor of a schedule."""
-
-    def preflight(
-        self,
-        images: Tensor,
-        predictions: Any,
-        features: list[Tensor],
-        targets: Tensor,
-        detection_loss: Tensor,
-        parameters: Iterable[Tensor] = (),
-    ) -> Preflight:
-        """Called with the first batch of a training: a table of how strong each part is, and what is wrong.
-
-        Must not change anything. The detection loss comes with its graph, so that gradients of the model's `parameters`
-        can be compared; without any, they cannot be had.
-        """
 
 
 @dataclass
@@ -366,7 +331,7 @@ def untrained(module: nn.Module, optimizer: torch.optim.Optimizer) -> list[str]:
     return [name for name, p in module.named_parameters() if p.requires_grad and id(p) not in trained]
 
 
-def report_preflight(found: Preflight, items: Mapping[str, Tensor], left_out: Sequence[str] = ()) -> None:
+def report_preflight(found: Finding, items: Mapping[str, Tensor], left_out: Sequence[str] = ()) -> None:
     """Prints how strong the parts of an extra loss are on the first batch; warns of those that do nothing or harm.
 
     Args:

@@ -1,4 +1,4 @@
-"""TODO."""
+"""The model that a training starts with: from a yaml, a checkpoint or an interrupted run."""
 
 from __future__ import annotations
 

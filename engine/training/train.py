@@ -16,14 +16,14 @@ from data.config import DatasetConfig
 from engine.config.hyp import Hyp, read_hyp
 from engine.config.options import TrainOptions
 from engine.distilling.distillers import build_distillers, check_recipe
-from engine.inference.evaluate import EvalResult, evaluate
+from engine.inference.evaluate import VALIDATION_IOU, EvalResult, evaluate
 from engine.runfolder import RunFolder
 from engine.training.autoanchor import check_anchors
 from engine.training.criterion import build_criteria
 from engine.training.data import TrainingData, build_data, class_weights, describe_data, image_weights
 from engine.training.distributed import World, agree, announced_world, broadcast_module, join_world, leave_world
 from engine.training.ema import ModelEMA
-from engine.training.finish import VALIDATION_IOU, TrainResult, evaluate_trained, finish
+from engine.training.finish import TrainResult, evaluate_trained, finish
 from engine.training.loop import Trainer
 from engine.training.model import build_model, freeze_layers, resumed_model
 from engine.training.norms import guard_lone_values, has_lone_values, smallest_batch

@@ -1,4 +1,4 @@
-"""Convolutions: the plain one that everything is built from, and its relatives.
+"""The convolution that everything is built from, and what its relatives need.
 
 Argument order follows the yaml rows `[out_channels, kernel, stride, padding, groups, activation]`; dilation, which some
 generations of the format put before the activation, is a keyword here and sorted out by the parser.

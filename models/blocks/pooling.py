@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import nn
 
 from models.blocks.conv import Conv
-from models.blocks.extra.ghost import GhostConv
 
 
 class MP(nn.Module):
@@ -82,7 +81,7 @@ class SPPCSPC(nn.Module):
         repeats, shortcut, groups: part of the yaml's argument order, without effect.
     """
 
-    convolution: type[Conv] | type[GhostConv] = Conv
+    convolution: Callable[..., nn.Module] = Conv
 
     def __init__(
         self,

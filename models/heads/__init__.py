@@ -1,0 +1,4 @@
+"""Detection heads, one a file.
+
+Imports blocks and utils.
+"""

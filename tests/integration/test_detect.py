@@ -1,4 +1,4 @@
-"""detect.py and `python -m checkpoints.checkpoint` as a user calls them."""
+"""detect.py and `python -m checkpoints` as a user calls them."""
 
 from __future__ import annotations
 
@@ -90,9 +90,9 @@ def test_mistakes_are_one_line(tmp_path: Path) -> None:
 
 def test_inspect_and_convert(tmp_path: Path) -> None:
     weights = shared_path("weights/yolov5n.pt")
-    done = call("-m", "checkpoints.checkpoint", "inspect", weights)
+    done = call("-m", "checkpoints", "inspect", weights)
     assert "yolov5" in done.stdout and "1,872,157 parameters" in done.stdout and "80: person, bicycle" in done.stdout
-    call("-m", "checkpoints.checkpoint", "convert", weights, tmp_path / "own.pt")
+    call("-m", "checkpoints", "convert", weights, tmp_path / "own.pt")
     assert torch.load(tmp_path / "own.pt", weights_only=True)["model"]["nc"] == 80
 
 

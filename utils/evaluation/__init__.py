@@ -1,0 +1,4 @@
+"""Average precision as COCO and the families compute it, and the confusion matrix.
+
+Imports utils.
+"""

@@ -1,7 +1,7 @@
 """Precision, recall, F1 and average precision as the upstream projects print them.
 
-For numbers to publish or to compare across families use utils.evaluation.coco_eval; these make a run comparable with upstream's
-logs. The families differ in three conventions, collected in `CONVENTIONS`.
+For numbers to publish or to compare across families use `utils.evaluation.coco_eval`; these make a run comparable with
+upstream's logs. The families differ in three conventions, collected in `CONVENTIONS`.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""TODO."""
+"""CSP blocks of YOLOv5, v8 and v10 beyond those of the shipped architectures."""
 
 from __future__ import annotations
 

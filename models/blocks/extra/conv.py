@@ -1,4 +1,4 @@
-"""TODO."""
+"""Convolutions beyond the plain one: depthwise, transposed, focused, crossed, mixed."""
 
 from __future__ import annotations
 

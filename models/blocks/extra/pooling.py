@@ -1,4 +1,4 @@
-"""TODO."""
+"""Pooling pyramids and stems beyond those of the shipped architectures."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""TODO."""
+"""Re-parameterized convolutions of larger kernels."""
 
 from __future__ import annotations
 

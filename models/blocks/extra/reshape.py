@@ -1,4 +1,4 @@
-"""TODO."""
+"""Blocks that join, split and move without weights, beyond those of the shipped architectures."""
 
 from __future__ import annotations
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import importlib
 import importlib.util
-import math
 import sys
 from pathlib import Path
 from typing import Any
@@ -340,18 +339,6 @@ def test_cosine_is_the_published_one() -> None:
     schedule, epochs = KDSchedule("cosine", end=0.01), int(arrays["own_decay_max_epoch"])
     found = [schedule.factor(int(epoch), epochs) for epoch in arrays["own_decay_epoch"]]
     assert found == pytest.approx(arrays["own_decay_weight"].tolist(), abs=1e-12)
-
-
-def test_a_term_that_is_not_finite_is_named() -> None:
-    student, teacher = networks()
-    kd = distiller(networks=(student, teacher))
-    _, items = step(student, kd)
-    kd.check_finite(items)
-    with torch.no_grad():
-        teacher.model[4][0].weight.fill_(math.nan)
-    _, items = step(student, kd)
-    with pytest.raises(DistillError, match=r"^kd/fgd/P4 is nan; lower kd_losses\.fgd\.weight"):
-        kd.check_finite(items)
 
 
 def test_description_lists_every_pair() -> None:

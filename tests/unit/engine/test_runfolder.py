@@ -84,7 +84,10 @@ DAMAGES: dict[str, tuple[bytes | None, list[int]]] = {
     "fewer cells": ("\n".join([*GOOD, ""]).replace("1,0.4,0.2", "1").encode(), [0, 2]),
     "another order": ("\n".join([GOOD[0], GOOD[3], GOOD[1], GOOD[2], ""]).encode(), [0, 1, 2]),
     "a row twice": ("\n".join([*GOOD, GOOD[2], ""]).encode(), [0, 1, 2]),
-    "spaces, empty lines": ("\r\n\r\n".join(["\ufeff" + GOOD[0], *GOOD[1:], ""]).replace(",", ", ").encode(), [0, 1, 2]),
+    "spaces, empty lines": (
+        "\r\n\r\n".join(["\ufeff" + GOOD[0], *GOOD[1:], ""]).replace(",", ", ").encode(),
+        [0, 1, 2],
+    ),
     "a first line only": (GOOD[0].encode() + b"\n", []),
     "nothing": (b"", []),
     "gone": (None, []),

@@ -8,8 +8,14 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.reference_losses import reference_simota, reference_yolov5, reference_yolov8
-from losses import LOSSES, YOLOv8Loss
+from losses import SimOTAAuxLoss, SimOTALoss, YOLOv5Loss, YOLOv8Loss
 
+LOSSES: dict[str, type[nn.Module]] = {
+    "yolov5": YOLOv5Loss,
+    "simota": SimOTALoss,
+    "simota_aux": SimOTAAuxLoss,
+    "yolov8": YOLOv8Loss,
+}
 STRIDES = (8, 16)
 NUM_CLASSES = 3
 ANCHORS = torch.tensor([[[10.0, 13], [16, 30]], [[30, 61], [62, 45]]]) / torch.tensor(STRIDES)[:, None, None]

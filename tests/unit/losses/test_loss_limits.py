@@ -12,9 +12,8 @@ import losses.anchor_assign
 import losses.functional
 import losses.simota
 from benchmarks.memory import PeakMemory
-from losses import LOSSES
 from losses.functional import row_blocks
-from tests.unit.losses.loss_toys import REFERENCES, make_loss, make_maps, make_targets, value_and_gradients
+from tests.unit.losses.loss_toys import LOSSES, REFERENCES, make_loss, make_maps, make_targets, value_and_gradients
 
 ODD_BOXES = {
     "no width": [0.4, 0.5, 0.0, 0.3],

@@ -12,7 +12,7 @@ from torch import nn
 import losses.anchor_assign
 import losses.functional
 import losses.simota
-from losses import LOSSES, SimOTALoss, YOLOv5Loss, YOLOv8Loss
+from losses import SimOTALoss, YOLOv5Loss, YOLOv8Loss
 from losses.anchor_assign import assign, find_candidates, group_targets
 from losses.functional import binary_cross_entropy, masked_mean, smoothed_targets
 from losses.iou import box_overlap
@@ -21,6 +21,7 @@ from losses.task_aligned import Boxes, Outputs, TaskAlignedAssigner
 from losses.yolov8 import distribution_focal_loss
 from tests.unit.losses.loss_toys import (
     ANCHORS,
+    LOSSES,
     NUM_CLASSES,
     REFERENCES,
     STRIDES,

@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from engine.config.hyp import Hyp, hyp_from_dict, read_hyp
-from engine.config.options import TrainOptions, options_from_dict
+from engine.config.options import TrainOptions
+from engine.training.state_check import UnfitError, checked_options
 from tests.golden import ROOT
 from utils.errors import UserError
 
@@ -102,9 +103,9 @@ def test_upstream_file_without_our_keys(tmp_path: Path) -> None:
 
 def test_options_survive_a_checkpoint() -> None:
     options = TrainOptions(cfg="a.yaml", img_size=(320, 416), freeze=(1, 2))
-    assert options_from_dict(options.to_dict(), "last.pt") == options
-    with pytest.raises(UserError, match="did you mean 'epochs'"):
-        options_from_dict({"epoch": 3}, "last.pt")
+    assert checked_options(options.to_dict()) == options
+    with pytest.raises(UnfitError, match="the option 'epoch' is unknown"):
+        checked_options({**options.to_dict(), "epoch": 3})
 
 
 def test_plain_values_only() -> None:

@@ -377,7 +377,7 @@ def test_wrong_options(tmp_path: Path, oracle: Oracle, options: dict[str, Any], 
         ("--img-size 3", 2, "at least 32 pixels"),
         ("--classes 7", 2, "the model has classes 0 to 1"),
         ("--device 77", 1, "no GPU 77"),
-        ("--update", 2, "checkpoints.checkpoint convert"),
+        ("--update", 2, "checkpoints convert"),
         ("--data none.yaml", 1, "data file 'none.yaml' does not exist"),
     ],
 )
