@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 import torch
 from torch import Tensor, nn
@@ -11,20 +11,27 @@ from pruning.errors import PruneError
 
 
 @torch.no_grad()
-def reestimate_batchnorm(model: nn.Module, images: Iterable[Tensor]) -> None:
-    """Replaces the running statistics of all BatchNorm by their mean over batches; modes are left as they were.
+def reestimate_batchnorm(model: nn.Module, images: Iterable[Tensor], only: Collection[nn.Module] | None = None) -> None:
+    """Replaces the running statistics of BatchNorm by their mean over batches; modes are left as they were.
 
     Args:
         model: changed in place; its weights stay.
         images: batches as in training, with its augmentation: other images have other statistics.
+        only: the layers to estimate; the others keep their statistics and work with them. None: all.
 
     Raises:
         PruneError: there is no batch, or none that has statistics.
     """
     modes = [(module, module.training) for module in model.modules()]
     norms = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+    if only is not None:
+        fixed, norms = [module for module in norms if module not in set(only)], [m for m in norms if m in set(only)]
+    else:
+        fixed = []
     momenta = [module.momentum for module in norms]
     model.train()
+    for module in fixed:
+        module.eval()
     for module in norms:
         module.reset_running_stats()
         module.momentum = None  # a cumulative mean
