@@ -31,7 +31,7 @@ from pruning.graph import CONVOLUTIONS, Port, Segment
 from pruning.importance import Importance, L1Norm, Loss
 from pruning.inheritance import ANCHORS, Inheritance, TensorMap, account, tensor_maps
 from pruning.pairing import Choose, Twins, main_sources, make_twins, rows_of
-from pruning.pruner import TRACE_SIZE, PruneSettings, check_model, check_settings, make_importance, run_for_outputs
+from pruning.pruner import TRACE_SIZE, PruneSettings, check_settings, make_importance, run_for_outputs
 
 WITHOUT_LABELS = "l1"  # where Taylor importance has no label to be measured by
 
@@ -70,7 +70,6 @@ def inherit(
         PruneError: the pair does not allow it (names the row that differs), the teacher's BatchNorm is folded, or a
             setting does not work. The student is as it was.
     """
-    check_model(teacher)
     pairs = _class_pairs(student, teacher, classes)
     importance = WITHOUT_LABELS if importance == "taylor" and not pairs else importance
     settings = check_settings(PruneSettings(importance=importance, seed=seed))
@@ -96,7 +95,6 @@ def plan_inheritance(
     Raises:
         PruneError: as `inherit`.
     """
-    check_model(teacher)
     pairs = _class_pairs(student, teacher, classes)
 
     def first_blocks(names: Sequence[str], blocks: Sequence[nn.Module], count: int) -> list[int]:
@@ -243,8 +241,16 @@ def _account(
         (len(classes), int(head.nc)),  # type: ignore[arg-type]
         anchors,
         tuple(sorted(_touched(teacher, twins, places))),
-        notes=[line for _, line in twins.notes],
+        notes=_notes(twins),
     )
+
+
+def _notes(twins: Twins) -> list[str]:
+    """A line for each difference, with the rows where it is."""
+    rows: dict[str, dict[int, None]] = {}
+    for row, text in twins.notes:
+        rows.setdefault(text, {})[row] = None
+    return [f"{text} (row {', '.join(map(str, found))})" for text, found in rows.items()]
 
 
 def _touched(teacher: nn.Module, twins: Twins, places: Places) -> set[int]:

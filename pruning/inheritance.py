@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from pruning.channel_match import FRESH, Places
+from pruning.channel_match import FRESH, Places, output_channels
 from pruning.errors import PruneError
 from pruning.graph import CONVOLUTIONS
 from pruning.pairing import Blocks, Twins
@@ -70,6 +70,7 @@ class InheritedLayer:
         numbers: of its parameters.
         inherited: of these, how many are the teacher's.
         zeros: how many start at zero, since they read channels that the teacher lacks.
+        prediction: it makes what the network returns; its outputs follow from the classes.
     """
 
     name: str
@@ -80,6 +81,7 @@ class InheritedLayer:
     numbers: int
     inherited: int
     zeros: int
+    prediction: bool = False
 
     @property
     def fresh(self) -> int:
@@ -88,8 +90,17 @@ class InheritedLayer:
 
     @property
     def cut(self) -> bool:
-        """Whether the teacher has more channels here."""
-        return any(theirs > ours for ours, theirs in zip(self.student, self.teacher))
+        """Whether it is a convolution of which the teacher has more channels."""
+        return any(theirs > ours for ours, theirs in self._widths())
+
+    @property
+    def widened(self) -> bool:
+        """Whether it is a convolution of which the teacher has fewer channels."""
+        return any(theirs < ours for ours, theirs in self._widths())
+
+    def _widths(self) -> list[tuple[int, int]]:
+        sides = list(zip(self.student, self.teacher))
+        return sides[: 1 if self.prediction else 2] if len(self.student) == 2 else []
 
     def describe(self) -> str:
         """One line."""
@@ -148,9 +159,9 @@ class Inheritance:
 
     def describe(self) -> str:
         """One line."""
-        narrower = sum(layer.cut for layer in self.layers if len(layer.student) == 2)
-        wider = sum(any(o > t for o, t in zip(x.student, x.teacher)) for x in self.layers if len(x.student) == 2)
-        parts = [f"inherited {self.share:.1%} of {self.numbers:,} parameters from the teacher"]
+        narrower, wider = sum(layer.cut for layer in self.layers), sum(layer.widened for layer in self.layers)
+        share = "all" if self.inherited == self.numbers else f"{min(self.share, 0.999):.1%}"
+        parts = [f"inherited {share} of {self.numbers:,} parameters from the teacher"]
         if narrower:
             parts.append(f"{narrower} convolutions are narrower (channels chosen by {self.importance})")
         if wider:
@@ -183,9 +194,9 @@ def tensor_maps(student: nn.Module, twins: Twins, places: Places) -> list[Tensor
     maps: list[TensorMap] = []
     for name, module in student.named_modules():
         copied = in_copy.get(name, "")
-        partner = theirs.get(twins.as_teacher(copied)) if copied else None
-        if partner is not None:
-            maps += _maps_of(module, partner, name, copied, twins.as_teacher(copied), places)
+        source = twins.as_teacher(copied)
+        if source in theirs and source:
+            maps += _maps_of(module, theirs[source], name, copied, source, places)
     return maps
 
 
@@ -228,13 +239,14 @@ def account(student: nn.Module, teacher: nn.Module, twins: Twins, maps: list[Ten
     of = {one.target: one for one in maps}
     original = dict(teacher.named_modules())
     in_copy = {path: name for name, path in twins.student_names.items()}
+    predictions = {twins.student_names[name] for name in output_channels(twins, ())}
     layers = []
     for name, module in student.named_modules():
         parameters = dict(module.named_parameters(recurse=False))
         if not parameters:
             continue
-        copied = in_copy.get(name, "")
-        partner = original.get(twins.teacher_names.get(twins.as_teacher(copied), "?")) if copied else None
+        source = twins.teacher_names.get(twins.as_teacher(in_copy.get(name, "")), "")
+        partner = original[source] if source else None
         counts = [of[f"{name}.{leaf}"].counts(tensor) for leaf, tensor in parameters.items() if f"{name}.{leaf}" in of]
         row = int(name.split(".")[1])
         layers.append(
@@ -247,6 +259,7 @@ def account(student: nn.Module, teacher: nn.Module, twins: Twins, maps: list[Ten
                 sum(tensor.numel() for tensor in parameters.values()),
                 sum(inherited for inherited, _ in counts),
                 sum(zeros for _, zeros in counts),
+                name in predictions,
             )
         )
     return layers

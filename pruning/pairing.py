@@ -61,9 +61,10 @@ class Twins:
     Attributes:
         student, teacher: the copies.
         student_names, teacher_names: path in the copy -> path in the network that it is a copy of.
-        rows: the pairs of rows (student's, teacher's); rows that serve auxiliary maps alone are not among them.
+        rows: the pairs of rows (student's, teacher's); rows that serve auxiliary maps alone are among them
+            where both networks have these.
         blocks: where the numbers of inner blocks differ.
-        notes: what else differs, such as an activation; a line each, by row of the student.
+        notes: what else differs, such as an activation, by row of the student.
     """
 
     student: nn.Module
@@ -112,14 +113,14 @@ def main_sources(rows: nn.Sequential, index: int) -> list[int]:
     return found[: int(rows[index].num_levels)] if index == len(rows) - 1 else found  # type: ignore[arg-type]
 
 
-def main_rows(rows: nn.Sequential) -> list[int]:
-    """The rows that the predictions need: all but those that serve auxiliary maps alone."""
+def needed_rows(rows: nn.Sequential, sources: Callable[[nn.Sequential, int], list[int]]) -> list[int]:
+    """The rows that the head needs: with `main_sources` all but those that serve auxiliary maps alone."""
     needed, waiting = set(), [len(rows) - 1]
     while waiting:
         index = waiting.pop()
         if index >= 0 and index not in needed:
             needed.add(index)
-            waiting += main_sources(rows, index)
+            waiting += sources(rows, index)
     return sorted(needed)
 
 
@@ -129,11 +130,13 @@ def pair_rows(student: nn.Sequential, teacher: nn.Sequential) -> list[tuple[int,
     Raises:
         PruneError: names the first row that differs.
     """
-    ours, theirs = main_rows(student), main_rows(teacher)
+    auxiliary = len(sources_of(student, len(student) - 1)) == len(sources_of(teacher, len(teacher) - 1))
+    sources = sources_of if auxiliary else main_sources  # those of one network alone have no partner
+    ours, theirs = needed_rows(student, sources), needed_rows(teacher, sources)
     for place, (mine, other) in enumerate(zip(ours, theirs)):
         kinds = [str(student[mine].type), str(teacher[other].type)]
         read = [
-            [row if row < 0 else order.index(row) for row in main_sources(rows, index)]
+            [row if row < 0 else order.index(row) for row in sources(rows, index)]
             for rows, order, index in ((student, ours, mine), (teacher, theirs, other))
         ]
         last = [place == len(ours) - 1, place == len(theirs) - 1]
@@ -263,31 +266,36 @@ def _fit_inputs(model: nn.Module, forward: Forward, image: Tensor, who: str) -> 
 
 def _compare(twins: Twins, ours: nn.Module, theirs: nn.Module, row: int) -> None:
     """Refuses two rows whose layers are of other kinds or shapes of kernels; notes what has no weights and differs."""
-    mine, other = dict(ours.named_modules()), dict(theirs.named_modules())
+    mine, other = (
+        {name: part for name, part in layer.named_modules() if name and name.split(".")[0] not in TRAINING_PARTS}
+        for layer in (ours, theirs)
+    )
     where = f"row {row} ({ours.type})"
-    for name, module in mine.items():
-        partner = other.get(name)
-        if isinstance(module, nn.BatchNorm2d) and not isinstance(partner, nn.BatchNorm2d):
+    for name in {**mine, **other}:
+        kinds = [isinstance(part.get(name), nn.BatchNorm2d) for part in (mine, other)]
+        if kinds[0] != kinds[1]:
+            who = "teacher" if kinds[0] else "student"
             raise PruneError(
-                f"{where}: the teacher's BatchNorm was folded into its convolutions for inference; give the checkpoint "
+                f"{where}: the {who}'s BatchNorm was folded into its convolutions for inference; give the checkpoint "
                 "of its training, or start from scratch"
             )
-        if name.split(".")[0] in TRAINING_PARTS or name == "":
-            continue
-        if partner is None:
-            raise PruneError(f"{where} differs: only the student has {type(module).__name__} {name!r}")
+    for name in {**mine, **other}:
+        module, partner = mine.get(name), other.get(name)
+        if module is None or partner is None:
+            who, kind = ("teacher", type(partner)) if module is None else ("student", type(module))
+            raise PruneError(f"{where} differs: only the {who} has {kind.__name__} {name!r}")
         if isinstance(module, CONVOLUTIONS) and isinstance(partner, CONVOLUTIONS):
             _compare_convolutions(module, partner, where)
-        elif list(module.parameters(recurse=False)) and type(module) is not type(partner):
-            kinds = f"{type(module).__name__} in the student, {type(partner).__name__} in the teacher"
-            raise PruneError(f"{where} differs: {name!r} is a {kinds}")
-        elif not list(module.children()) and _plain(module) != _plain(partner):
-            line = f"{where}: {_plain(module)} in the student, {_plain(partner)} in the teacher"
-            if (row, line) not in twins.notes:
-                twins.notes.append((row, line))
-    for name in other:
-        if name not in mine and name.split(".")[0] not in TRAINING_PARTS:
-            raise PruneError(f"{where} differs: only the teacher has {type(other[name]).__name__} {name!r}")
+        elif _has_tensors(module) and type(module) is not type(partner):
+            kinds_found = f"{type(module).__name__} in the student, {type(partner).__name__} in the teacher"
+            raise PruneError(f"{where} differs: {name!r} is a {kinds_found}")
+        elif next(module.children(), None) is None and _plain(module) != _plain(partner):
+            twins.notes.append((row, f"{_plain(module)} in the student, {_plain(partner)} in the teacher"))
+    for name, module in ours.named_modules():
+        partner = theirs.get_submodule(name) if name in other or not name else None
+        if getattr(module, "add", None) != getattr(partner, "add", None):  # the widths decide, or the yaml
+            twins.notes.append((row, f"a shortcut in the {'student' if module.add else 'teacher'} only"))
+            module.add = partner.add = False  # type: ignore[assignment, union-attr]  # so that no channels are tied
 
 
 def _compare_convolutions(ours: nn.Module, theirs: nn.Module, where: str) -> None:
@@ -301,8 +309,13 @@ def _compare_convolutions(ours: nn.Module, theirs: nn.Module, where: str) -> Non
         raise PruneError(f"{where} differs: a convolution has a bias in one network and none in the other")
 
 
+def _has_tensors(module: nn.Module) -> bool:
+    """Whether a module has parameters or buffers of its own."""
+    return any(True for part in (module._parameters, module._buffers) for one in part.values() if one is not None)
+
+
 def _plain(module: nn.Module) -> str:
     """A layer as PyTorch writes it, without whether it works in place."""
-    if any(True for _ in module.parameters(recurse=False)) or any(True for _ in module.buffers(recurse=False)):
+    if _has_tensors(module):
         return type(module).__name__
     return f"{type(module).__name__}({module.extra_repr()})".replace(", inplace=True", "").replace("inplace=True", "")
