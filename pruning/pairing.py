@@ -162,6 +162,11 @@ def _check_heads(student: nn.Module, teacher: nn.Module, row: int) -> None:
         mine, other = getattr(student, name, 0), getattr(teacher, name, 0)
         if mine != other and (name == "reg_max" or not (mine and other)):
             raise PruneError(f"row {row} (the head) differs: {mine} {text} in the student, {other} in the teacher")
+    strides = [[float(one) for one in head.strides] for head in (student, teacher)]  # type: ignore[union-attr]
+    if strides[0] != strides[1]:
+        raise PruneError(
+            f"row {row} (the head) differs: strides {strides[0]} in the student, {strides[1]} in the teacher"
+        )
 
 
 def make_twins(student: nn.Module, teacher: nn.Module, choose: Choose, forward: Forward, image: Tensor) -> Twins:
@@ -271,14 +276,7 @@ def _compare(twins: Twins, ours: nn.Module, theirs: nn.Module, row: int) -> None
         for layer in (ours, theirs)
     )
     where = f"row {row} ({ours.type})"
-    for name in {**mine, **other}:
-        kinds = [isinstance(part.get(name), nn.BatchNorm2d) for part in (mine, other)]
-        if kinds[0] != kinds[1]:
-            who = "teacher" if kinds[0] else "student"
-            raise PruneError(
-                f"{where}: the {who}'s BatchNorm was folded into its convolutions for inference; give the checkpoint "
-                "of its training, or start from scratch"
-            )
+    _check_folded(mine, other, where)
     for name in {**mine, **other}:
         module, partner = mine.get(name), other.get(name)
         if module is None or partner is None:
@@ -296,6 +294,17 @@ def _compare(twins: Twins, ours: nn.Module, theirs: nn.Module, row: int) -> None
         if getattr(module, "add", None) != getattr(partner, "add", None):  # the widths decide, or the yaml
             twins.notes.append((row, f"a shortcut in the {'student' if module.add else 'teacher'} only"))
             module.add = partner.add = False  # type: ignore[assignment, union-attr]  # so that no channels are tied
+
+
+def _check_folded(student: dict[str, nn.Module], teacher: dict[str, nn.Module], where: str) -> None:
+    """Refuses a row that has BatchNorm in one network and, folded for inference, none in the other."""
+    norms = [[name for name, one in part.items() if isinstance(one, nn.BatchNorm2d)] for part in (student, teacher)]
+    for who, part, mine, other in (("student", student, norms[0], norms[1]), ("teacher", teacher, norms[1], norms[0])):
+        if any(isinstance(part.get(name), nn.Identity) for name in other) or (other and not mine):
+            raise PruneError(
+                f"{where}: the {who}'s BatchNorm was folded into its convolutions for inference; give the checkpoint "
+                "of its training, or start from scratch"
+            )
 
 
 def _compare_convolutions(ours: nn.Module, theirs: nn.Module, where: str) -> None:

@@ -266,6 +266,17 @@ def test_class_rows_of_every_anchor_follow_the_pairs(make: Any, layer: str) -> N
     assert result.classes == (1, 2) and result.touched == ()
 
 
+def test_class_rows_of_implicit_layers_and_auxiliary_maps_follow_too() -> None:
+    student, teacher = lively(tiny_yolov7(), 1, nc=2), lively(tiny_yolov7(), 2, nc=4)
+    fresh = copy.deepcopy(student.state_dict())
+    inherit(student, teacher, classes=[(1, 3)], importance="l1")
+    ours, theirs = student.state_dict(), teacher.state_dict()
+    for key in ("model.8.m.0.bias", "model.8.m2.1.bias", "model.8.im.1.implicit"):
+        mine, other, own = (values[key].flatten().unflatten(0, (2, -1)) for values in (ours, theirs, fresh))
+        assert torch.equal(mine[:, [0, 1, 2, 3, 4, 6]], other[:, [0, 1, 2, 3, 4, 8]])
+        assert torch.equal(mine[:, 5], own[:, 5])
+
+
 def test_class_rows_of_a_head_without_anchors_follow_the_pairs() -> None:
     student, teacher = lively(tiny_yolov8(), 1, nc=3), lively(tiny_yolov8(), 2, nc=64)  # as many as bins of distances
     fresh = student.state_dict()["model.5.cv3.0.2.bias"].clone()
@@ -333,6 +344,20 @@ def test_a_plan_says_what_will_be_inherited_without_weights() -> None:
     result = inherit(real, lively(doubled(tiny_yolov5()), 2), classes=[(0, 1)], importance="l1")
     assert (plan.layers, plan.touched, plan.classes) == (result.layers, result.touched, result.classes)
     assert len(plan.table()) == len(plan.layers) and "convolutions are narrower" in plan.describe()
+
+
+def test_a_head_of_other_strides_is_refused() -> None:
+    cfg = tiny_yolov5()
+    cfg["backbone"][0] = [-1, 2, "Conv", [8, 3, 2]]
+    with pytest.raises(PruneError, match=r"row 5 .the head. differs: strides \[8.0, 16.0\] in the student"):
+        inherit(lively(cfg, 1), lively(tiny_yolov5(), 2))
+
+
+def test_a_branch_that_only_one_network_has_is_refused() -> None:
+    cfg = tiny_yolov7()
+    cfg["backbone"][2][3][0] = 24  # the RepConv has no branch for its input
+    with pytest.raises(PruneError, match="row 2 .RepConv. differs: only the teacher has BatchNorm2d 'rbr_identity'"):
+        inherit(lively(cfg, 1), lively(tiny_yolov7(), 2))
 
 
 def test_a_pair_that_does_not_fit_leaves_the_student_as_it_was() -> None:
