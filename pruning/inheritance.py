@@ -170,7 +170,7 @@ class Inheritance:
         more = sum(max(one.student - one.teacher, 0) for one in self.blocks)
         parts += [f"{fewer} inner blocks are left out"] * bool(fewer) + [f"{more} inner blocks are fresh"] * bool(more)
         if self.fresh_rows:
-            parts.append(f"rows {', '.join(map(str, self.fresh_rows))} are fresh")
+            parts.append(f"nothing for row {', '.join(map(str, self.fresh_rows))}")
         parts.append(f"{self.classes[0]} of {self.classes[1]} classes")
         if self.anchors:
             parts.append(f"the {self.anchors}'s anchors")
