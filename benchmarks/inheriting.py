@@ -70,11 +70,11 @@ def family_table(paths: Sequence[Path]) -> Iterator[str]:
         yield f"| {teacher.stem} | {' | '.join(map(cell, found))} |"
         for student, one in zip(paths, found):
             if isinstance(one, str):
-                reasons.setdefault(one, []).append(f"{student.stem} under {teacher.stem}")
+                reasons.setdefault(one.partition(" (which have")[0], []).append(f"{student.stem} under {teacher.stem}")
     if reasons:
         yield ""
     for reason, pairs in reasons.items():
-        more = f" and {len(pairs) - 3} more pairs" if len(pairs) > 3 else ""
+        more = f", and {len(pairs) - 3} more" if len(pairs) > 3 else ""
         yield f"- {reason}: {', '.join(pairs[:3])}{more}"
 
 
