@@ -11,8 +11,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from engine.config import read_hyp
-from engine.criterion import build_criteria
+from engine.config.hyp import read_hyp
+from engine.training.criterion import build_criteria
 from models.yolo import Model
 from pruning import inherit, labels_for_teacher
 from pruning.graph import trace_groups
@@ -21,8 +21,8 @@ from pruning.pruner import run_for_outputs
 from pruning.selection import removed_channels
 from pruning.surgery import remove_channels
 from tests.golden import ROOT
-from tests.unit.architectures import tiny_yolov5, tiny_yolov7, tiny_yolov8
-from tests.unit.test_inherit import doubled, lively, photos, squares
+from tests.unit.models.architectures import tiny_yolov5, tiny_yolov7, tiny_yolov8
+from tests.unit.pruning.test_inherit import doubled, lively, photos, squares
 
 SIZE = 64
 HYPS = {"yolov5": "scratch-low.yaml", "yolov7": "scratch.tiny.yaml", "yolov8": "scratch.v8.yaml"}

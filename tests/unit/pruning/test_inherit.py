@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from models.yolo import Model
 from pruning import PruneError, inherit, labels_for_teacher, plan_inheritance, prune
 from pruning.pruner import run_for_outputs
-from tests.unit.architectures import TINY, tiny_mobile, tiny_yolov5, tiny_yolov7, tiny_yolov8
+from tests.unit.models.architectures import TINY, tiny_mobile, tiny_yolov5, tiny_yolov7, tiny_yolov8
 
 CFG = Path(__file__).resolve().parents[2] / "cfg"
 IMAGE = torch.zeros(1, 3, 64, 64, dtype=torch.float64)
