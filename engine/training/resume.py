@@ -89,6 +89,7 @@ def plan_resumption(resume: str | bool, flags: TrainOptions, given: Collection[s
             f"{hint}start a new one with --weights {path}"
         )
     before, hyp, state = check_run(checkpoint, entry)
+    check_place(folder, flags, given if isinstance(resume, str) else ())
     options = changed_options(before, hyp, flags, given, checkpoint)
     changed = options != before
     manifest = RunFolder(folder, active=False).manifest()
@@ -111,7 +112,6 @@ def find_last(resume: str | bool, flags: TrainOptions, given: Collection[str]) -
 
     Raises:
         UserError: there is none.
-        UsageError: --project or --name name another run than --resume.
     """
     if not isinstance(resume, str):
         root = Path(flags.project) if "project" in given else Path(flags.project).parent
@@ -119,7 +119,11 @@ def find_last(resume: str | bool, flags: TrainOptions, given: Collection[str]) -
     path = Path(resume)
     if path.is_dir():
         path = next((p for p in (path / "weights" / "last.pt", path / "last.pt") if p.is_file()), path)
-    folder = path.resolve().parent.parent
+    return path
+
+
+def check_place(folder: Path, flags: TrainOptions, given: Collection[str]) -> None:
+    """Raises a UsageError where --project or --name name another run folder than that of --resume."""
     asked = Path(flags.project) / flags.name
     for flag, is_it in (("project", asked.parent.resolve() == folder.parent), ("name", asked.name == folder.name)):
         if flag in given and not is_it:
@@ -127,7 +131,6 @@ def find_last(resume: str | bool, flags: TrainOptions, given: Collection[str]) -
                 f"--{flag} {shown(getattr(flags, flag))} does not count with --resume: the run goes on in its own "
                 f"folder {folder}; leave the flag out, or move the folder and name its new place with --resume"
             )
-    return path
 
 
 def changed_options(

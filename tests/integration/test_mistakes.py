@@ -115,7 +115,7 @@ def ask(
         ((*TEST, "--weights", "@/whole.pt", "nowhere.pt"), "--weights 'nowhere.pt' does not exist"),
         ((*TEST, "--data", "nowhere.yaml"), "data file 'nowhere.yaml' does not exist"),
         ((*TEST, "--annotations", "nowhere.json"), "--annotations 'nowhere.json' does not exist"),
-        ((*TEST, "--task", "test", "--data", "@/no_test.yaml"), "has no `test:` entry"),
+        ((*TEST, "--task", "test", "--data", "@/no_test.yaml"), "no `test:` entry"),
         ((*DETECT, "--weights", "nowhere.pt"), "--weights 'nowhere.pt' does not exist"),
         ((*DETECT, "--source", "nowhere"), "--source: 'nowhere' does not exist"),
         ((*DETECT, "--source", "nowhere/*.jpg"), "no images or videos match 'nowhere/*.jpg'"),

@@ -143,8 +143,8 @@ def test_study_writes_a_row_for_each_size(
         ({"weights": ("absent.pt",)}, "--weights 'absent.pt' does not exist"),
         ({"task": "test"}, "no `test:` entry"),
         ({"annotations": "absent.json"}, "--annotations 'absent.json' does not exist"),
-        ({"img_size": 0}, "--img-size 0"),
-        ({"conf_thres": 1.5}, "--conf-thres 1.5"),
+        ({"img_size": 0}, "--img-size must be at least 32 pixels, got 0"),
+        ({"conf_thres": 1.5}, "--conf-thres must be from 0 to 1, got 1.5"),
     ],
 )
 def test_mistakes_are_named(options: TestOptions, changes: dict[str, Any], message: str) -> None:

@@ -17,7 +17,8 @@ import numpy as np
 import pytest
 
 from data.decoding.images import find_images
-from data.sources.files import FileSource, is_stream_address, open_source, streams
+from data.sources import streams
+from data.sources.files import FileSource, is_stream_address, open_source
 from data.sources.frames import usable_fps
 from data.sources.streams import StreamReader, StreamSource
 from utils.errors import UserError

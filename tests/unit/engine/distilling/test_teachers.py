@@ -17,7 +17,6 @@ from engine.distilling.distillers import build_distillers, check_recipe
 from engine.distilling.teachers import OWN_AVERAGE, TeacherPlan, plan_teachers, schedule_values, shared_losses
 from engine.training.ema import ModelEMA
 from engine.training.state import model_entry
-from engine.training.train import teacher_hashes
 from models.yolo import Model
 from utils.errors import UsageError, UserError
 
@@ -172,8 +171,3 @@ def test_distillation_stops_with_the_mosaics() -> None:
     assert schedule_values(TrainOptions(epochs=30, close_mosaic=12), hyp)["stop_epoch"] == 18
     with pytest.raises(UserError, match="mosaics never stop"):
         schedule_values(TrainOptions(epochs=30), replace(hyp, close_mosaic=0))
-
-
-def test_hashes_of_all_teachers() -> None:
-    assert teacher_hashes({"path": "a", "sha256": "1"}) == ["1"]
-    assert teacher_hashes({"sha256": "1", "more": [{"sha256": "2"}]}) == ["1", "2"]
