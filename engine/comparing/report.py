@@ -15,7 +15,7 @@ import torch
 
 from checkpoints.checkpoint import load_model
 from data.config import DatasetConfig, load_dataset_config
-from data.decoding.decode import decode_image
+from data.decoding.decode import ImageError, decode_image
 from data.labels import build_index
 from data.loader import validation_loader
 from data.synthetic import ensure_dataset
@@ -34,6 +34,7 @@ from utils.names import distinct_names
 from utils.output_names import OutputNames, file_name
 from utils.paths import replacing
 from utils.plots import draw_boxes
+from utils.text import shown_path
 
 if TYPE_CHECKING:
     from data.labels import ImageRecord
@@ -147,7 +148,11 @@ def draw_pictures(experiment: Experiment, runs: Sequence[Run], folder: Path) -> 
     chosen = records[::step][: experiment.pictures]
     stems = OutputNames(record.path for record in chosen)
     for record in chosen:
-        image = decode_image(record.path)
+        try:
+            image = decode_image(record.path)
+        except ImageError as error:  # since it was checked
+            LOGGER.warning(f"no picture of {shown_path(record.path)}: {error}")
+            continue
         panels = [_panel(image, _labelled(record), "labels", config.names)]
         panels += [
             _panel(image, predictor(image).cpu().numpy(), role, config.names) for role, predictor in predictors.items()

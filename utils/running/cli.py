@@ -87,6 +87,7 @@ def run_command(main: Callable[[], int | None]) -> NoReturn:
         if isinstance(stream, io.TextIOWrapper):  # a name that the terminal's encoding lacks must not end a training
             stream.reconfigure(errors="backslashreplace")
     sys.unraisablehook = quiet_about_workers
+    os.environ.setdefault("OPENCV_LOG_LEVEL", "SILENT")  # what it cannot read is said here, with the file's name
     end_with_parent()
     with SignalsAsExceptions():
         code = _ending(main)
