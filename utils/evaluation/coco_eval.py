@@ -54,6 +54,7 @@ class CocoResult:
     per_class_ap50: np.ndarray
 
 
+LARGEST = 1e150  # of a number in an annotation file
 STATISTICS = tuple(CocoResult.__dataclass_fields__)[:12]  # in the order in which COCO lists them
 
 
@@ -117,13 +118,18 @@ def read_annotations(path: Path, names: Sequence[str]) -> tuple[list[int], list[
     for name, place in zip(names, places):
         if place is None:
             raise unknown_name("category", name, known, where)
+    _check_unique(numbers, "categories", where)
     images = list(
         zip((entry["file_name"] for entry in content["images"]), _numbers(content["images"], "file_name", where))
     )
-    twice = [number for number, count in Counter(number for _, number in images).items() if count > 1]
-    if twice:
-        raise UserError(f"{where}: the number {twice[0]} is that of several images; give each its own")
+    _check_unique([number for _, number in images], "images", where)
     return [numbers[place] for place in places if place is not None], images
+
+
+def _check_unique(numbers: Sequence[int], what: str, where: str) -> None:
+    twice = [number for number, count in Counter(numbers).items() if count > 1]
+    if twice:
+        raise UserError(f"{where}: the number {shown(twice[0])} is that of several {what}; give each its own")
 
 
 def _numbers(entries: Sequence[Any], name: str, where: str) -> list[int]:
@@ -165,14 +171,31 @@ def evaluate_json(
 
 def _complete(entry: Any, number: int, path: Path) -> dict[str, Any]:
     """An annotation with what may be left out of it: its number, its area, and that it is no crowd."""
-    box = entry.get("bbox") if isinstance(entry, dict) else None
-    sides = [side for side in box if isinstance(side, int | float)] if isinstance(box, list) else []
-    if len(sides) != 4 or not np.isfinite(sides).all() or not {"image_id", "category_id"} <= set(entry):
+    fields = entry if isinstance(entry, dict) else {}
+    box = fields.get("bbox")
+    sides = [side for side in map(_number, box if isinstance(box, list) else []) if side is not None]
+    ids = [_number(fields.get(key)) for key in ("image_id", "category_id")]
+    if len(sides) != 4 or len(box) != 4 or any(number is None or number % 1 for number in ids):
         raise UserError(
-            f"annotation file {shown_path(path)}: expected an annotation with `image_id`, `category_id` and `bbox`, "
-            f"four numbers, found {shown(entry)}"
+            f"annotation file {shown_path(path)}: expected an annotation with whole numbers `image_id` and "
+            f"`category_id`, and `bbox`, four numbers, found {shown(entry)}"
         )
-    return {"area": sides[2] * sides[3], "iscrowd": 0, **entry, "id": number}
+    area = _number(fields.get("area"))
+    crowd = fields.get("iscrowd") not in (None, 0, "0", "", False)
+    return {
+        "id": number,
+        "image_id": fields["image_id"],
+        "category_id": fields["category_id"],
+        "bbox": box,
+        "area": sides[2] * sides[3] if area is None else area,
+        "iscrowd": int(crowd),
+    }
+
+
+def _number(value: Any) -> int | float | None:
+    """A finite number that computing with it leaves finite, or None."""
+    plain = isinstance(value, int | float) and not isinstance(value, bool)
+    return value if plain and abs(value) <= LARGEST else None
 
 
 def _load_annotations(path: Path) -> dict[str, Any]:

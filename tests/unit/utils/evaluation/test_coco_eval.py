@@ -15,7 +15,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from utils.errors import UserError
-from utils.evaluation.coco_eval import STATISTICS, CocoEvaluator, read_annotations
+from utils.evaluation.coco_eval import STATISTICS, CocoEvaluator, evaluate_json, read_annotations
 
 Image = dict[str, np.ndarray]
 
@@ -142,3 +142,40 @@ def test_annotation_file_mistakes_are_named(tmp_path: Path) -> None:
     assert read_annotations(path, ["zebra"]) == ([3], [])
     with pytest.raises(UserError, match="unknown category 'zebras'; did you mean 'zebra'"):
         read_annotations(path, ["zebras"])
+    twice = [{"id": 3, "name": "zebra"}, {"id": 3, "name": "horse"}]
+    path.write_text(json.dumps({"images": [], "annotations": [], "categories": twice}))
+    with pytest.raises(UserError, match="the number 3 is that of several categories"):
+        read_annotations(path, ["zebra", "horse"])
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        {"image_id": [1]},
+        {"image_id": "1"},  # a number as text would count for no image, without a word
+        {"category_id": "3"},
+        {"category_id": 3.5},
+        {"bbox": [0, 0, 10**400, 5]},
+        {"bbox": [0, True, 5, 5]},
+        {"bbox": [0, 0, 5, 5, "x"]},
+    ],
+    ids=str,
+)
+def test_an_annotation_that_could_not_count_is_named(tmp_path: Path, odd: dict[str, Any]) -> None:
+    with pytest.raises(UserError, match="expected an annotation with whole numbers `image_id` and `category_id`"):
+        evaluate_json([], annotated(tmp_path, odd), [1])
+
+
+@pytest.mark.parametrize("odd", [{"iscrowd": None}, {"area": None}, {"area": "large"}, {"id": 0}, {"image_id": 1.0}])
+def test_what_an_annotation_may_leave_out_may_be_null_too(tmp_path: Path, odd: dict[str, Any]) -> None:
+    found = [{"image_id": 1, "category_id": 3, "bbox": [0, 0, 5, 5], "score": 0.9}]
+    assert evaluate_json(found, annotated(tmp_path, odd), [1]).ap == pytest.approx(1)
+
+
+def annotated(folder: Path, changes: dict[str, Any]) -> Path:
+    """An annotation file of one image with one object."""
+    path = folder / "instances.json"
+    annotation = {"image_id": 1, "category_id": 3, "bbox": [0, 0, 5, 5], **changes}
+    images, categories = [{"id": 1, "file_name": "a.jpg"}], [{"id": 3, "name": "zebra"}]
+    path.write_text(json.dumps({"images": images, "annotations": [annotation], "categories": categories}))
+    return path
