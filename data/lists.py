@@ -43,7 +43,7 @@ def read_lines(path: str | os.PathLike[str], what: str) -> Iterator[str]:
 
 
 def listed_path(line: str, folder: str) -> str:
-    """The absolute path that a line of a list means.
+    """The absolute path that a line of a list means, spelled in one way, so that a/../x.jpg and x.jpg are one image.
 
     A leading "./" stands for the list's own folder. Any other relative path counts from the working folder, or from the
     list's folder where the first does not exist.
@@ -52,11 +52,9 @@ def listed_path(line: str, folder: str) -> str:
         line: of the list.
         folder: the list's own, absolute.
     """
-    if line.startswith("./"):
-        return os.path.join(folder, line[2:])
-    if os.path.isabs(line) or (len(line) <= MAX_PATH and os.path.exists(line)):
+    if os.path.isabs(line) or (not line.startswith("./") and len(line) <= MAX_PATH and os.path.exists(line)):
         return os.path.abspath(line)
-    return os.path.join(folder, line)
+    return os.path.abspath(os.path.join(folder, line))
 
 
 def walk_files(

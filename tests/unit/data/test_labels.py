@@ -165,7 +165,18 @@ class TestImages:
         work = tmp_path / "work"
         work.mkdir()
         monkeypatch.chdir(work)
-        lines = [a, "./images/b.png", "images/c.png", "../images/a.png", "", "./images/none.png", "./notes.md"]
+        lines = [
+            a,
+            "./images/b.png",
+            "./images/../images/b.png",
+            "././images/a.png",
+            "images//c.png",
+            "images/c.png",
+            "../images/a.png",
+            "",
+            "./images/none.png",
+            "./notes.md",
+        ]
         (tmp_path / "list.txt").write_text("\n".join(lines))
         found, rejected = find_images([tmp_path / "list.txt"])
         assert found == [a, b, c]
