@@ -103,7 +103,7 @@ def assign_splits(names: Sequence[str], ratios: Sequence[float], seed: int) -> d
     """
     if len(ratios) not in (2, 3) or not all(0 <= ratio < math.inf for ratio in ratios) or ratios[0] <= 0:
         raise UsageError(f"--split-ratios {list(ratios)}: expected shares for train, val and test, such as 0.8 0.2 0")
-    order = sorted(names, key=lambda name: hashlib.sha256(f"{seed} {name}".encode()).digest())
+    order = sorted(names, key=lambda name: hashlib.sha256(f"{seed} {name}".encode("utf-8", "surrogatepass")).digest())
     ends = np.round(np.cumsum(ratios) / sum(ratios) * len(order)).astype(int)
     places = np.searchsorted(ends, np.arange(len(order)), side="right")
     return {name: SPLITS[place] for name, place in zip(order, places)}

@@ -490,3 +490,4 @@ def test_splits_are_dealt_alike_whatever_the_order() -> None:
     }
     with pytest.raises(UsageError):
         assign_splits(names, (0.7, -0.2), seed=0)
+    assert set(assign_splits(["a", "b\udcff", "\ud800"], (0.5, 0.5), seed=0)) == {"a", "b\udcff", "\ud800"}  # no text
