@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
@@ -36,8 +37,8 @@ def match_classes(student: HeadSpec, teacher: HeadSpec, wanted: Sequence[str] | 
     """Matches the classes of two heads by name.
 
     Equal lists of names are matched by index. Otherwise equal names belong together, and where a name has no equal, one
-    that differs from it in case or in the blanks around it only. Where a head has no names, or only the numbers that a
-    model has by default, equally many classes are matched by index.
+    that differs from it in case, in blanks around it or in how accents are stored only. Where a head has no names, or
+    only the numbers that a model has by default, equally many classes are matched by index.
 
     Args:
         student, teacher: the heads.
@@ -140,8 +141,8 @@ def _names(head: HeadSpec) -> tuple[str, ...]:
 
 
 def _plain(name: str) -> str:
-    """A name without what people write now in one way and now in another."""
-    return name.strip().casefold()
+    """A name without what people and systems write now in one way and now in another, such as accents."""
+    return unicodedata.normalize("NFC", name).strip().casefold()
 
 
 def _unnamed(head: HeadSpec) -> bool:

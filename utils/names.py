@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
@@ -17,7 +18,7 @@ def match_names(ours: Sequence[str], theirs: Sequence[str], who: str, others: st
     """For each of our names its index in another list, None where it is not there.
 
     Equal lists are matched by index. Otherwise equal names belong together, and where a name has no equal, one that
-    differs from it in case or in the blanks around it only.
+    differs from it in case, in blanks around it or in how accents are stored only.
 
     Args:
         ours, theirs: the names.
@@ -29,7 +30,7 @@ def match_names(ours: Sequence[str], theirs: Sequence[str], who: str, others: st
     if list(ours) == list(theirs):
         return list(range(len(ours)))
     found: list[int | None] = [None] * len(ours)
-    for plain in (str, _plain):  # equal names first, so that a never takes the place of A
+    for plain in (str, plain_name):  # equal names first, so that a never takes the place of A
         mine = _places(ours, {index for index, other in enumerate(found) if other is not None}, plain)
         other = _places(theirs, {index for index in found if index is not None}, plain)
         for name in [name for name in mine if name in other]:
@@ -106,9 +107,9 @@ def _places(names: Sequence[str], taken: set[int], plain: Callable[[str], str]) 
     return places
 
 
-def _plain(name: str) -> str:
-    """A name without what people write now in one way and now in another."""
-    return name.strip().casefold()
+def plain_name(name: str) -> str:
+    """A name without what people and systems write now in one way and now in another, such as accents."""
+    return unicodedata.normalize("NFC", name).strip().casefold()
 
 
 def class_names(names: Any, nc: int) -> list[str]:
