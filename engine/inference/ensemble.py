@@ -13,7 +13,7 @@ from checkpoints.exported import exported_kind, refuse_programs
 from engine.inference.runtimes import ExportedModel
 from utils.errors import UsageError, UserError
 from utils.logging import LOGGER
-from utils.names import class_order, quoted, unnamed
+from utils.names import class_order, plain_name, quoted, unnamed
 
 
 class Ensemble(nn.Module):
@@ -93,7 +93,7 @@ def with_names(model: Any, names: Sequence[str], who: str, others: str) -> Any:
     if order is not None:
         LOGGER.info(f"the classes of {others} stand in another order than in {who}: matched by name")
         return Reordered(model, names, order).eval()
-    renamed = [(own, new) for own, new in zip(model.names, names) if own.strip().casefold() != new.strip().casefold()]
+    renamed = [(own, new) for own, new in zip(model.names, names) if plain_name(own) != plain_name(new)]
     if renamed and not unnamed(model.names):
         own, new = renamed[0]
         LOGGER.warning(
@@ -150,5 +150,10 @@ def load_detector(
                 raise UserError(f"--weights {path} has {what} {own}, but {weights[0]} has {first}; they cannot vote")
     if len(models) == 1:
         return models[0]
-    voters = [with_names(m, models[0].names, f"--weights {weights[0]}", path) for path, m in zip(weights, models)]
-    return Ensemble(voters).eval()
+    # Names decide which class is which, so the first that has some tells all others.
+    pairs = list(zip(weights, models))
+    path, named = next((pair for pair in pairs if not unnamed(pair[1].names)), pairs[0])
+    names = list(named.names)
+    ensemble = Ensemble([with_names(model, names, f"--weights {path}", other) for other, model in pairs])
+    ensemble.names = names
+    return ensemble.eval()

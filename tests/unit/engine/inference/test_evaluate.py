@@ -353,6 +353,17 @@ def test_voters_are_brought_to_one_order(tmp_path: Path, monkeypatch: pytest.Mon
     assert run(ensemble).coco.ap == pytest.approx(1) and ensemble.names == NAMES
 
 
+@pytest.mark.parametrize("order", ["abc", "acb", "cab", "bca"])
+def test_a_voter_without_names_does_not_hide_those_of_the_others(monkeypatch: pytest.MonkeyPatch, order: str) -> None:
+    models = {"a": Oracle(), "b": Oracle(), "c": Oracle(swap=1)}
+    models["a"].names, models["c"].names = ["class0", "class1"], ["dog", "cat"]
+    monkeypatch.setattr(engine.inference.ensemble, "load_model", lambda path, *_, **__: models[path])
+    if order.index("c") < order.index("b"):  # the classes without names are those of the first names
+        models["a"].swap = 1
+    ensemble = with_names(engine.inference.ensemble.load_detector(list(order), CPU), NAMES, "the data set", "all")
+    assert run(ensemble).coco.ap == pytest.approx(1)
+
+
 @pytest.mark.parametrize(
     ("names", "message"),
     [
