@@ -14,6 +14,7 @@ import yaml
 
 from utils.errors import UserError
 from utils.logging import LOGGER
+from utils.paths import REPOSITORY
 from utils.text import printable, shown, shown_path
 from utils.yaml_io import load_yaml
 
@@ -31,7 +32,6 @@ KEYS_OF_OTHERS = frozenset({
 SIMILAR = 0.75  # from here on an unknown key is taken for a misspelt one
 MAX_CLASSES = 100_000  # as many as an architecture takes
 MAX_NAME = 250  # characters of a class name; it becomes the name of a folder
-REPOSITORY = Path(__file__).resolve().parents[1]
 
 
 @dataclass(frozen=True)

@@ -19,12 +19,11 @@ from typing import Any
 import yaml
 
 from utils.logging import LOGGER
-from utils.paths import replacing, run_path
+from utils.paths import REPOSITORY, replacing, run_path
 from utils.running.folders import FolderLock, claim_folder, remove_run_drafts
 from utils.running.processes import is_watched
 from utils.text import printable
 
-ROOT = Path(__file__).resolve().parents[1]
 ORPHAN_SECONDS = 10
 
 
@@ -274,7 +273,7 @@ def environment() -> dict[str, Any]:
 
 def _git(*words: str) -> str | None:
     try:
-        answer = subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True, timeout=10)
+        answer = subprocess.run(["git", *words], cwd=REPOSITORY, capture_output=True, text=True, timeout=10)
     except (OSError, subprocess.SubprocessError):
         return None
     return answer.stdout.strip() if answer.returncode == 0 else None

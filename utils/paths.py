@@ -18,6 +18,7 @@ from typing import IO, Any
 from utils.errors import UsageError, UserError
 from utils.text import shown, shown_path
 
+REPOSITORY = Path(__file__).resolve().parents[1]
 MAX_NAME_BYTES = 240
 """Of a run folder's name; file systems take 255, some of them are for numbers and endings."""
 MAX_DRAFT_NAME = 100

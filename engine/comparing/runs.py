@@ -21,10 +21,8 @@ from engine.config.hyp import read_hyp
 from engine.training.state import run_state
 from utils.errors import UserError
 from utils.logging import LOGGER
-from utils.paths import existing_file, file_hash, read_record, replacing
+from utils.paths import REPOSITORY, existing_file, file_hash, read_record, replacing
 from utils.running.processes import run_child
-
-ROOT = Path(__file__).resolve().parents[1]
 
 
 def train_all(experiment: Experiment, folder: Path) -> list[Run]:
@@ -127,7 +125,7 @@ def train_one(experiment: Experiment, folder: Path, name: str, words: list[str])
         with replacing(started) as stream:
             json.dump(identity, stream, indent=2)
         LOGGER.info("$ " + shlex.join(["python", *command]))
-        check_ending(name, run_child([sys.executable, str(ROOT / command[0]), *command[1:]]))
+        check_ending(name, run_child([sys.executable, str(REPOSITORY / command[0]), *command[1:]]))
     with replacing(done) as stream:
         json.dump(identity, stream, indent=2)
     return best

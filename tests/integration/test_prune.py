@@ -83,7 +83,7 @@ def test_a_pruned_file_is_exported(pruned: Path) -> None:
 def test_an_interrupted_training_of_a_pruned_model_is_resumed(pruned: Path, tiny: Path, base: list[str]) -> None:
     weights = pruned / "pruned" / "pruned.pt"
     words = ["train.py", *base, "--weights", weights, "--hyp", tiny / "hyp.yaml", "--epochs", 2, "--name", "p-resume"]
-    stop = "import runpy, sys; from engine import loop; " + (
+    stop = "import runpy, sys; from engine.training import loop; " + (
         "loop.Trainer._report = lambda *_: sys.exit(0); sys.argv = sys.argv[1:]; "
         "runpy.run_path(sys.argv[0], run_name='__main__')"
     )

@@ -10,9 +10,9 @@ import pytest
 
 from data.config import DatasetConfig, load_class_names, load_dataset_config
 from data.synthetic import CLASS_NAMES, ensure_dataset
+from tests.golden import ROOT
 from utils.errors import UserError
 
-ROOT = Path(__file__).resolve().parents[2]
 GOOD = {"train": "images/train", "val": "images/val", "nc": "2", "names": "[cat, dog]"}
 
 

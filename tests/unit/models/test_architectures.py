@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,9 +11,10 @@ from torch import nn
 
 from models.heads.anchor import AnchorHead, IAuxDetect, IDetect
 from models.yolo import Model
+from tests.golden import ROOT
 from utils.yaml_io import load_yaml
 
-CFG = Path(__file__).resolve().parents[2] / "cfg"
+CFG = ROOT / "cfg"
 # One of each structure; the others differ in their multiples alone.
 STRUCTURES = [
     "yolov5/yolov5n",

@@ -13,6 +13,7 @@ from torch import nn
 from models.arguments import resolve_argument
 from models.config import read_model_config
 from models.yolo import Model
+from tests.golden import ROOT
 from tests.unit.models.architectures import ANCHORS, TINY, tiny_mobile, tiny_yolov5, tiny_yolov8
 from utils.errors import UserError
 
@@ -352,7 +353,7 @@ def test_input_is_not_changed() -> None:
 
 
 def test_every_shipped_architecture_is_understood() -> None:
-    root = Path(__file__).resolve().parents[2] / "cfg"
+    root = ROOT / "cfg"
     paths = sorted(root.rglob("*.yaml"))
     assert len(paths) >= 24
     for path in paths:
@@ -363,7 +364,7 @@ def test_every_shipped_architecture_is_understood() -> None:
 
 def test_pico_widths() -> None:
     """Every map of the smallest student, and every half inside its blocks, is a multiple of 8 wide."""
-    model = Model(Path(__file__).resolve().parents[2] / "cfg" / "yolov5" / "yolov5p.yaml")
+    model = Model(ROOT / "cfg" / "yolov5" / "yolov5p.yaml")
     convolutions = [m for m in model.modules() if isinstance(m, nn.Conv2d) and m.bias is None]
     assert {conv.out_channels % 8 for conv in convolutions} == {0}
     assert sum(p.numel() for p in model.parameters()) == 269917

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import random
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,9 +15,10 @@ from torch import Tensor, nn
 from models.yolo import Model
 from pruning import PruneError, inherit, labels_for_teacher, plan_inheritance, prune
 from pruning.pruner import run_for_outputs
+from tests.golden import ROOT
 from tests.unit.models.architectures import TINY, tiny_mobile, tiny_yolov5, tiny_yolov7, tiny_yolov8
 
-CFG = Path(__file__).resolve().parents[2] / "cfg"
+CFG = ROOT / "cfg"
 IMAGE = torch.zeros(1, 3, 64, 64, dtype=torch.float64)
 
 

@@ -15,6 +15,7 @@ import torch
 from fontTools.fontBuilder import FontBuilder
 from fontTools.pens.ttGlyphPen import TTGlyphPen
 
+from tests.golden import ROOT
 from utils import plots
 from utils.evaluation.confusion import ConfusionMatrix
 from utils.evaluation.metrics import CONVENTIONS, ClassMetrics, class_metrics
@@ -234,4 +235,4 @@ def test_failing_plot_is_a_warning(tmp_path: Path, warnings: pytest.LogCaptureFi
 
 def test_matplotlib_is_imported_when_needed() -> None:
     code = "import sys, utils.plots; sys.exit('matplotlib' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], cwd=Path(plots.__file__).parents[1]).returncode == 0
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0

@@ -13,7 +13,7 @@ from engine.comparing.compare import run_experiment
 from engine.comparing.experiment import Experiment, load_experiment
 from engine.comparing.report import write_report
 from engine.comparing.runs import merged_hyp, train_all, train_one
-from engine.comparing.summary import Run
+from engine.comparing.summary import Run, summarise
 from engine.config.hyp import read_hyp
 from tests.golden import ROOT
 from utils.errors import UserError
@@ -314,4 +314,4 @@ def test_one_seed_has_no_spread(tmp_path: Path) -> None:
 def test_runs_of_the_same_role_share_a_row() -> None:
     runs = [Run("teacher", 0, Path("t.pt")), Run("a", 0, Path("a.pt")), Run("a", 1, Path("b.pt"))]
     rows = [row(run.role, run.seed, 0.3) for run in runs]
-    assert [(entry["role"], entry["runs"]) for entry in compare.summarise(rows, "a")] == [("teacher", 1), ("a", 2)]
+    assert [(entry["role"], entry["runs"]) for entry in summarise(rows, "a")] == [("teacher", 1), ("a", 2)]

@@ -94,6 +94,8 @@ MEANING = {
     "mobilenetv2-yolov5s": ([28, 23, 18], [8, 16, 32]),  # 29, 24, 19 are the predictions
     "yolov7-tiny": ([74, 75, 76], [8, 16, 32]),
     "yolov7": ([102, 103, 104], [8, 16, 32]),
+    "yolov7-half": ([102, 103, 104], [8, 16, 32]),
+    "yolov7-quarter": ([102, 103, 104], [8, 16, 32]),
     "yolov7x": ([118, 119, 120], [8, 16, 32]),
     "yolov7-w6": ([114, 115, 116, 117], [8, 16, 32, 64]),  # and not what feeds the auxiliary maps
     "yolov7-e6": ([136, 137, 138, 139], [8, 16, 32, 64]),

@@ -21,11 +21,11 @@ from data.loader import validation_loader
 from engine.inference.ensemble import Ensemble, with_names
 from engine.inference.evaluate import EvalResult, evaluate
 from engine.inference.writers import CocoWriter, LabelWriter, annotated_ids, image_ids
+from tests.golden import ROOT
 from utils.boxes import cxcywh_to_xyxy
 from utils.errors import UserError
 from utils.evaluation.coco_eval import CocoEvaluator
 
-ROOT = Path(__file__).resolve().parents[2]
 CPU = torch.device("cpu")
 NAMES = ["cat", "dog"]
 # [image, class, cx, cy, w, h], normalised
