@@ -42,6 +42,7 @@ def test_all_stages_leave_one_folder(pruned: Path, teacher: Path) -> None:
     assert teacher_of["path"] == str(teacher)
 
 
+@pytest.mark.slow
 def test_the_same_command_again_trains_nothing_again(pruned: Path, base: list[str], teacher: Path) -> None:
     words = ["all", *base, *SMALL, "--weights", teacher, "--epochs", 1, "--name", "pruned", "--exist-ok"]
     before = (pruned / "distilled" / "weights" / "best.pt").stat().st_mtime_ns
@@ -68,6 +69,7 @@ def test_the_pruned_file_works_in_every_command(pruned: Path, tiny: Path, base: 
     assert list((runs / "p-detect").iterdir())
 
 
+@pytest.mark.slow
 def test_a_pruned_file_is_exported(pruned: Path) -> None:
     weights = pruned / "weights" / "best.pt"
     checked("export.py", "--weights", weights, "--include", "torchscript", "--img", 96)
@@ -95,6 +97,7 @@ def test_an_interrupted_training_of_a_pruned_model_is_resumed(pruned: Path, tiny
     assert not finished.training and finished.epoch == 1 and finished.yaml["channel_plan"]
 
 
+@pytest.mark.slow
 def test_sparse_training_then_one_stage_after_the_other(tiny: Path, base: list[str], teacher: Path) -> None:
     shared = [*base, *SMALL, "--epochs", 1]
     runs = tiny / "runs"

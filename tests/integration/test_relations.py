@@ -65,6 +65,7 @@ def test_images_without_labels_change_the_student(tiny: Path, options: TrainOpti
         assert_same_weights(tiny / "runs" / "relations-free", tiny / "runs" / "relations-labelled")
 
 
+@pytest.mark.slow
 def test_a_chain_of_one_assistant(tiny: Path, base: list[str], teacher: Path) -> None:
     mark = tiny / "mark.pt"  # a baseline that nothing can be worse than
     torch.save(torch.load(teacher, weights_only=True) | {"metrics": {"metrics/AP": 0.0}}, mark)

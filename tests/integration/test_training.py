@@ -138,10 +138,6 @@ def test_finished_run_is_not_resumed(tiny: Path, base: list[str], teacher: Path)
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--cfg", "nowhere.yaml"], "nowhere.yaml"),
-        (["--weights", "nowhere.pt"], "nowhere.pt"),
-        (["--cfg", "cfg/yolov5/yolov5n.yaml", "--data", "nowhere.yaml"], "nowhere.yaml"),
-        (["--cfg", "cfg/yolov5/yolov5n.yaml", "--hyp", "nowhere.yaml"], "nowhere.yaml"),
         (["--weights", "README.md"], "README.md"),
         ([], "--cfg"),
     ],
