@@ -19,6 +19,7 @@ from engine.config.hyp import read_hyp
 from engine.config.options import TrainOptions
 from engine.distilling.distillers import check_recipe
 from engine.training.distributed import World, announced_world
+from engine.training.stages import check_stage
 from engine.training.state import run_state
 from engine.training.train import run_training
 from utils.errors import UsageError, UserError
@@ -198,6 +199,8 @@ def _train_stage(stage: TrainOptions, distil: bool) -> tuple[Path, float]:
     folder = Path(stage.project) / stage.name
     best, last = folder / "weights" / "best.pt", folder / "weights" / "last.pt"
     state = run_state(folder) if best.is_file() else "empty"
+    if state != "empty":
+        check_stage(folder, stage)
     if state == "finished":
         LOGGER.info(f"already trained: {best}")
     elif state in ("interrupted", "evaluating"):

@@ -18,6 +18,8 @@ import yaml
 from engine.comparing.experiment import Experiment, merged_values
 from engine.comparing.summary import Run
 from engine.config.hyp import read_hyp
+from engine.runfolder import RunFolder
+from engine.training.stages import tell_of_changed_data
 from engine.training.state import run_state
 from utils.errors import UserError
 from utils.logging import LOGGER
@@ -107,6 +109,7 @@ def train_one(experiment: Experiment, folder: Path, name: str, words: list[str])
     best, last = run / "weights" / "best.pt", run / "weights" / "last.pt"
     if done.is_file() and best.is_file():
         if same_training(read_record(done), identity):
+            tell_of_changed_data(RunFolder(run, active=False), experiment.data)
             LOGGER.info(f"already trained: {best}")
             return best
         raise UserError(f"{run} holds a model trained in another way; remove that folder, or use another --name")

@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from checkpoints.checkpoint import load_checkpoint, save_checkpoint
-from engine.config.options import TrainOptions
 from engine.pruning_run.bench import Produced, Workbench
 from engine.pruning_run.config import PruneOptions, check_options
 from engine.runfolder import RunFolder
 from engine.training.distributed import announced_world
+from engine.training.stages import FREE_FLAGS, check_stage
 from engine.training.state import model_entry, run_state
 from engine.training.train import run_training
 from models.yolo import Model
@@ -25,10 +25,6 @@ from utils.errors import UsageError, UserError
 from utils.logging import LOGGER, setup_logging
 from utils.paths import existing_file, file_hash, read_record, replacing
 from utils.running.processes import advise
-from utils.yaml_io import load_yaml
-
-FREE_FLAGS = ("device", "workers", "cache", "noplots")  # change nothing about what a training gives
-PLACE_FLAGS = (*FREE_FLAGS, "exist_ok", "project", "name")  # the folder is looked for at its place, wherever that was
 
 
 def run_prune(options: PruneOptions) -> Path:
@@ -160,7 +156,7 @@ def run_stage(
     last, best = folder / "weights" / "last.pt", folder / "weights" / "best.pt"
     state = run_state(folder)
     if state != "empty":
-        _check_same(folder, training)
+        check_stage(folder, training)
         if state == "finished" and best.is_file():
             LOGGER.info(f"already trained: {best}")
             return best
@@ -170,18 +166,6 @@ def run_stage(
         LOGGER.info(f"\n[{name}] {epochs} epochs from {weights}")
         run_training(training, distil=bool(teacher))
     return best
-
-
-def _check_same(folder: Path, training: TrainOptions) -> None:
-    """Refuses to take a training for another one."""
-    before, now = load_yaml(folder / "opt.yaml"), training.to_dict()
-    changed = [key for key, value in now.items() if key not in PLACE_FLAGS and before.get(key, value) != value]
-    if changed:
-        key = changed[0]
-        raise UserError(
-            f"{folder} holds a training with another --{key.replace('_', '-')} ({before[key]}, now {now[key]}); "
-            "remove that folder, or use another --name"
-        )
 
 
 def produce_pruned(bench: Workbench, weights: Path, target: float) -> Produced:

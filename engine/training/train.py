@@ -44,6 +44,7 @@ from engine.training.state import restore_training, save_last, save_training
 from models.yolo import Model
 from utils.device import seed_everything, select_device
 from utils.logging import LOGGER, setup_logging
+from utils.paths import file_hash
 from utils.running.processes import advise
 from utils.sizes import rounded_size
 
@@ -262,12 +263,14 @@ def start_folder(
     model, run = trainer.model, trainer.run_folder
     LOGGER.info(str(model.summary(trainer.options.img_size[0])))
     LOGGER.info(f"run folder: {run.path}")
+    start = trainer.options.weights
     if not resumed:
         run.write_yaml("opt.yaml", trainer.options.to_dict())
         run.write_yaml("hyp.yaml", trainer.hyp.to_dict())
         facts = describe_data(config, data) | {
             "seed": trainer.options.seed,
             "teacher": teacher,
+            "start": {"path": start, "sha256": file_hash(start)} if start else None,
             "world_size": trainer.world.size,
         }
         run.write_manifest(facts)

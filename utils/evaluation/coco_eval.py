@@ -172,7 +172,7 @@ def evaluate_json(
 def _complete(entry: Any, number: int, path: Path) -> dict[str, Any]:
     """An annotation with what may be left out of it: its number, its area, and that it is no crowd."""
     fields = entry if isinstance(entry, dict) else {}
-    box = fields.get("bbox")
+    box: Any = fields.get("bbox")
     sides = [side for side in map(_number, box if isinstance(box, list) else []) if side is not None]
     ids = [_number(fields.get(key)) for key in ("image_id", "category_id")]
     if len(sides) != 4 or len(box) != 4 or any(number is None or number % 1 for number in ids):
