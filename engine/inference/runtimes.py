@@ -114,6 +114,12 @@ class TorchScriptRuntime:
         return output if isinstance(output, Tensor) else output[0]
 
 
+def _class_number(index: Any) -> int | None:
+    """The number of a class as a key of `names`, which may be text."""
+    text = str(index) if isinstance(index, str) or type(index) is int and abs(index) < MAX_CLASSES else ""
+    return int(text) if text.isascii() and text.isdecimal() and len(text) <= len(str(MAX_CLASSES)) else None
+
+
 def _torchscript_strings(path: Path) -> dict[str, str]:
     """What a TorchScript file says of itself, which lies beside its code: nothing of it is run."""
     texts = {}
@@ -270,7 +276,8 @@ class ExportedModel(nn.Module):
 
     def _class_names(self, own: Any, given: Sequence[str] | None) -> list[str]:
         if isinstance(own, dict):
-            own = {int(index): name for index, name in own.items() if str(index).isdecimal()}
+            own = {number: name for index, name in own.items() if (number := _class_number(index)) is not None}
+            own = own if all(number in own for number in range(len(own))) else None  # a class would lack its own
         if isinstance(own, list | dict) and 0 < len(own) <= MAX_CLASSES:
             return class_names(own, len(own))
         if not given:

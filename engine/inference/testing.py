@@ -18,7 +18,14 @@ from data.loader import validation_loader
 from data.synthetic import ensure_dataset
 from engine.inference.ensemble import fixed_input, load_detector, with_names
 from engine.inference.evaluate import EvalResult, Writer, evaluate
-from engine.inference.writers import COCO_CATEGORIES, CocoWriter, LabelWriter, annotated_ids, image_ids
+from engine.inference.writers import (
+    COCO_CATEGORIES,
+    CocoWriter,
+    LabelWriter,
+    annotated_ids,
+    coco_categories,
+    image_ids,
+)
 from utils.device import select_device
 from utils.errors import UsageError, UserError
 from utils.evaluation.coco_eval import CocoResult, evaluate_json, read_annotations
@@ -147,7 +154,9 @@ class Tester:
         if annotations:
             categories, images = read_annotations(annotations, self.config.names)
             return CocoWriter(categories, annotated_ids(self._paths, images, str(annotations)))
-        return CocoWriter(COCO_CATEGORIES if is_coco else range(self.config.nc), image_ids(self._paths))
+        names = self.config.names
+        categories = coco_categories(names, str(self.config.path)) if is_coco else range(len(names))
+        return CocoWriter(categories, image_ids(self._paths))
 
     @property
     def _paths(self) -> list[str]:

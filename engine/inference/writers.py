@@ -11,10 +11,12 @@ from typing import Any
 
 import numpy as np
 
+from data.config import load_class_names
 from engine.inference.output import label_lines
 from utils.errors import UserError
+from utils.names import class_order
 from utils.output_names import OutputNames, file_name
-from utils.paths import replacing
+from utils.paths import REPOSITORY, replacing
 from utils.text import shown, shown_path
 
 # COCO's category numbers of the 80 classes in their usual order: 1 to 90, of which ten were never used.
@@ -77,6 +79,16 @@ class CocoWriter:
         """Writes everything collected as one JSON list."""
         with replacing(path) as stream:
             json.dump(self.records, stream)
+
+
+def coco_categories(names: Sequence[str], where: str) -> list[int]:
+    """COCO's category number of each of its 80 classes, in whatever order a data set has them.
+
+    Raises:
+        UserError: some of COCO's names stand elsewhere, and others are not COCO's.
+    """
+    order = class_order(names, load_class_names(REPOSITORY / "data" / "coco.yaml"), where, "COCO")
+    return [COCO_CATEGORIES[place] for place in order or range(len(names))]
 
 
 def image_ids(paths: Sequence[str]) -> dict[str, int | str]:

@@ -16,11 +16,12 @@ import torch
 from torch import Tensor, nn
 
 import engine.inference.evaluate
+from data.config import load_class_names
 from data.labels import build_index
 from data.loader import validation_loader
 from engine.inference.ensemble import Ensemble, with_names
 from engine.inference.evaluate import EvalResult, evaluate
-from engine.inference.writers import CocoWriter, LabelWriter, annotated_ids, image_ids
+from engine.inference.writers import CocoWriter, LabelWriter, annotated_ids, coco_categories, image_ids
 from tests.golden import ROOT
 from utils.boxes import cxcywh_to_xyxy
 from utils.errors import UserError
@@ -351,6 +352,16 @@ def test_voters_are_brought_to_one_order(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(engine.inference.ensemble, "load_model", lambda path, *_, **__: models[path])
     ensemble = engine.inference.ensemble.load_detector(["a.pt", "b.pt"], CPU)
     assert run(ensemble).coco.ap == pytest.approx(1) and ensemble.names == NAMES
+
+
+def test_categories_of_coco_follow_the_names() -> None:
+    names = list(load_class_names(ROOT / "data/coco.yaml"))
+    numbers = coco_categories(names, "coco.yaml")
+    assert (numbers[0], numbers[11], numbers[79]) == (1, 13, 90)  # person, stop sign, toothbrush
+    assert coco_categories(names[::-1], "coco.yaml") == numbers[::-1]
+    assert coco_categories(["human", *names[1:]], "coco.yaml") == numbers
+    with pytest.raises(UserError, match="the order differs, and so do other names"):
+        coco_categories(["human", *names[:0:-1]], "coco.yaml")
 
 
 @pytest.mark.parametrize("order", ["abc", "acb", "cab", "bca"])

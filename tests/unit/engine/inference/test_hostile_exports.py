@@ -151,9 +151,15 @@ def test_rows_that_are_none(tmp_path: Path, row: str) -> None:
 
 @pytest.mark.parametrize(
     "names",
-    ["{x: a}", "[" * 3000, "{" * 3000, "7", "{-1: a}", "x" * 5_000_000, "[1, *a]", "\x1b[31m", "[]", "{}"],
-    ids=["words", "deep list", "deep map", "number", "negative", "long", "alias", "escape", "no list", "no map"],
-)
+    [
+        "{x: a}", "[" * 3000, "{" * 3000, "7", "{-1: a}", "x" * 5_000_000, "[1, *a]", "\x1b[31m", "[]", "{}",
+        f'{{"{"9" * 5000}": "a"}}', f"{{0x{'f' * 5000}: a}}", "{0: a, 2: b}",
+    ],
+    ids=[
+        "words", "deep list", "deep map", "number", "negative", "long", "alias", "escape", "no list", "no map",
+        "long number", "long hexadecimal number", "a gap",
+    ],
+)  # fmt: skip
 def test_names_that_are_none(tmp_path: Path, names: str) -> None:
     path = graph(tmp_path / "a.onnx", entries={**ENTRIES, "names": names})
     with pytest.raises(UserError, match="does not name its classes; give --data") as caught:
