@@ -82,8 +82,9 @@ class RunFolder:
 
     def manifest(self) -> dict[str, Any]:
         """What manifest.json says; nothing where it is missing or damaged."""
+        path = self.path / "manifest.json"
         try:
-            content = json.loads((self.path / "manifest.json").read_bytes())
+            content = json.loads(path.read_bytes()) if path.is_file() else {}
         except (OSError, ValueError, RecursionError):
             return {}
         return content if isinstance(content, dict) else {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -121,6 +122,8 @@ def replacing(path: str | Path, mode: str = "w") -> Iterator[IO[Any]]:
         OSError: the file cannot be written; names it.
     """
     path = Path(path)
+    if os.path.lexists(path) and not path.is_file() and not path.is_dir() and not path.is_symlink():
+        raise OSError(errno.EINVAL, "it is a device or a pipe, which a file must not take the place of", str(path))
     draft = path.with_name(_draft_name(path.name))
     text = {} if "b" in mode else {"encoding": "utf-8", "newline": "", "errors": "backslashreplace"}
     try:
