@@ -12,6 +12,7 @@ from engine.inference.class_order import start_from_names
 from models.yolo import Model
 from utils.errors import UsageError, UserError
 from utils.logging import LOGGER
+from utils.names import class_order
 
 
 def build_model(options: TrainOptions, hyp: Hyp, nc: int, names: Sequence[str]) -> Model:
@@ -42,12 +43,21 @@ def resumed_model(checkpoint: Checkpoint, nc: int, names: Sequence[str]) -> Mode
     Its weights are the averaged ones; `restore_training` puts the live ones of an interrupted training back.
 
     Raises:
-        UserError: the data set has another number of classes by now, or the file is damaged.
+        UserError: the data set has another number or order of classes by now, or the file is damaged.
     """
     if nc != checkpoint.nc:
         raise UserError(
             f"--resume {checkpoint.path}: this run has {checkpoint.nc} classes, its data set has {nc} now; "
             "put the data set's yaml back, or start a new run with --weights"
+        )
+    try:
+        order = class_order(names, checkpoint.names, "its data set", "this run")
+    except UserError as error:
+        raise UserError(f"--resume {checkpoint.path}: {error}") from error
+    if order is not None:
+        raise UserError(
+            f"--resume {checkpoint.path}: its data set has the classes of this run in another order now, so that each "
+            "would be trained as another; put the data set's yaml back, or start a new run with --weights"
         )
     model = fitted_model(checkpoint)
     model.names = list(names)

@@ -76,6 +76,7 @@ def test_images_become_floats_in_channels_last() -> None:
 def test_a_resumed_model_needs_the_checkpoint_alone(tmp_path: Path) -> None:
     model = Model(tiny_yolov5(), nc=2)
     model.head.set_anchors(model.head.anchors_px * 2)
+    model.names = ["a", "b"]
     entry = model_entry(model)
     save_checkpoint(tmp_path / "last.pt", {"model": entry, "training": {"state_dict": {}}})
     checkpoint = load_checkpoint(tmp_path / "last.pt")
@@ -84,6 +85,9 @@ def test_a_resumed_model_needs_the_checkpoint_alone(tmp_path: Path) -> None:
     assert all(torch.equal(value, entry["state_dict"][key]) for key, value in again.state_dict().items())
     with pytest.raises(UserError, match="this run has 2 classes, its data set has 3 now"):
         resumed_model(checkpoint, 3, ["a", "b", "c"])
+    with pytest.raises(UserError, match="has the classes of this run in another order now"):
+        resumed_model(checkpoint, 2, ["b", "a"])
+    assert resumed_model(checkpoint, 2, ["a", "c"]).names == ["a", "c"], "another word for a class"
 
 
 @pytest.mark.parametrize(
