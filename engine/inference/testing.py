@@ -155,7 +155,7 @@ class Tester:
             categories, images = read_annotations(annotations, self.config.names)
             return CocoWriter(categories, annotated_ids(self._paths, images, str(annotations)))
         names = self.config.names
-        categories = coco_categories(names, str(self.config.path)) if is_coco else range(len(names))
+        categories = coco_categories(names, str(self.config.path)) if is_coco else list(range(len(names)))
         return CocoWriter(categories, image_ids(self._paths))
 
     @property
