@@ -29,6 +29,7 @@ RANGES = {
     "workers": (0, MOST_PROCESSES), "pictures": (0, 10_000), "seed": (0, MOST_SEED), "patience": (0, MOST_EPOCHS),
 }  # fmt: skip
 MOST_SEEDS = 1000
+OWN_FLAGS = ("--resume", "--project", "--name", "--exist-ok")  # of a training: they say where it lies
 
 
 @dataclass(frozen=True)
@@ -103,10 +104,20 @@ def load_experiment(path: str | Path, overrides: Mapping[str, Any] | None = None
     _check_seeds(values.get("seeds", (0,)), f"{path}: seeds are")
     if not all(isinstance(word, str) for word in values.get("flags", ())):
         raise UserError(f"{path}: flags are {shown(values['flags'])}; expected words such as [--rect, --patience, 5]")
+    _check_flags(values.get("flags", ()), path)
     if values.get("split", "val") not in SPLITS:
         raise UserError(f"{path}: split is {shown(values['split'])}; expected one of {', '.join(SPLITS)}")
     _check_name(values["name"], path)
     return Experiment(**values)
+
+
+def _check_flags(words: Sequence[str], where: str) -> None:
+    """Refuses flags that would send a training elsewhere than into its folder; argparse takes their beginnings too."""
+    for word in words:
+        name = word.partition("=")[0]
+        flag = next((own for own in OWN_FLAGS if len(name) > len("--") and own.startswith(name)), "")
+        if flag:
+            raise UserError(f"{where}: flags has {shown(word)}; {flag} is set by compare.py itself, leave it out")
 
 
 def _without_null(values: Mapping[str, Any]) -> dict[str, Any]:

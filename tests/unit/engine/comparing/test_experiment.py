@@ -96,6 +96,8 @@ def test_given_values_replace_those_of_the_file(tmp_path: Path) -> None:
         ({"seeds": []}, "seeds are []; expected different whole numbers"),
         ({"seeds": [[0]]}, "seeds are [[0]]; expected different whole numbers"),
         ({"flags": [["--rect"]]}, "expected words such as"),
+        ({"flags": ["--rect", "--resume", "/elsewhere/last.pt"]}, "--resume is set by compare.py itself"),
+        ({"flags": ["--proj=/elsewhere"]}, "--project is set by compare.py itself"),
         ({"name": "../../x"}, "name '../../x' must name a folder below"),
         ({"name": "a\x1b[31m"}, "has control characters"),
         ({"arms": {"../x": {}}}, "'../x' is no name for an arm"),
