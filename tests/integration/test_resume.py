@@ -177,6 +177,10 @@ def test_data_that_changed_in_between_are_noticed(
     content = yaml.safe_load((moved / "data.yaml").read_text())
     names = content["names"]
     (moved / "data.yaml").write_text(yaml.safe_dump({**content, "path": str(moved), "names": names[::-1]}))
+    with pytest.raises(UserError, match="has the classes of this run in another order now"):
+        resume(run, "--data", moved / "data.yaml")
+    other = [*names[:-1], "something else"]
+    (moved / "data.yaml").write_text(yaml.safe_dump({**content, "path": str(moved), "names": other}))
     with pytest.raises(UserError, match="its class names are others"):
         resume(run, "--data", moved / "data.yaml")
     label = sorted((moved / "labels" / "train").glob("*.txt"))[0]
