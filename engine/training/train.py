@@ -158,9 +158,12 @@ def guard_lone_images(trainer: Trainer) -> None:
     size = options.img_size[0]
     if options.multi_scale:
         size = max(size // 2 // stride, 1) * stride
-    if smallest_batch(trainer.loader, trainer.world.size) > 1 or not has_lone_values(trainer.ema.module, size):
+    if smallest_batch(trainer.loader, trainer.world.size) > 1:
         return
-    guard_lone_values([trainer.model, *trainer.extra_losses])
+    guard_lone_values(trainer.extra_losses)  # whose maps may be a smaller teacher's
+    if not has_lone_values(trainer.ema.module, size):
+        return
+    guard_lone_values([trainer.model])
     LOGGER.warning(
         f"warning: a batch of one image of {size} pixels gives BatchNorm a single value a channel, for which it uses "
         "its running statistics; another --batch-size or a larger --img-size avoids it"

@@ -5,10 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
+from data.augmentation.augment import AugmentConfig
 from data.dataset import DetectionDataset
 from data.loader import create_loader
 from data.records import DatasetIndex, ImageRecord
@@ -16,6 +18,7 @@ from distill.losses import cwd, pkd
 from engine.training.ema import ModelEMA
 from engine.training.model import freeze_layers
 from engine.training.norms import frozen_norms, guard_lone_values, has_lone_values, smallest_batch
+from engine.training.train import guard_lone_images
 from models.yolo import Model
 from pruning.batchnorm import reestimate_batchnorm
 from pruning.errors import PruneError
@@ -136,3 +139,18 @@ def test_statistics_are_estimated_without_the_lone_image() -> None:
     assert model.model[1][1].num_batches_tracked == 1
     with pytest.raises(PruneError, match="batches of two"):
         reestimate_batchnorm(model, [lone(16)])
+
+
+def test_an_extra_loss_may_have_lone_values_where_the_network_has_none(tmp_path: Path) -> None:
+    toy = trainer(tmp_path)
+    toy.extra_losses = [nn.BatchNorm2d(2)]
+    toy.loader = create_loader(lone_dataset(), 1, workers=0)
+    guard_lone_images(toy)
+    assert not has_lone_values(toy.ema.module, toy.options.img_size[0])
+    assert toy.extra_losses[0](torch.ones(1, 2, 1, 1)).isfinite().all()
+
+
+def lone_dataset() -> DetectionDataset:
+    """One image, which is never read."""
+    record = ImageRecord("nowhere.png", 64, 64, np.zeros((0, 5), np.float32))
+    return DetectionDataset(DatasetIndex([record], [], {}, ""), 64, AugmentConfig())
