@@ -199,6 +199,8 @@ def run_test(options: TestOptions) -> list[EvalResult]:
     """
     _check(options)
     device = select_device(options.device)
+    if options.half and device.type == "cpu":
+        LOGGER.warning("--half needs a GPU; computing in float32")
     split = options.task if options.task in ("train", "val", "test") else "val"
     config = ensure_dataset(load_dataset_config(options.data, needs=(split,)))
     for path in options.weights:

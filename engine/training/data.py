@@ -49,6 +49,8 @@ def build_data(
             LOGGER.info(f"{split}: {index.summary()}")
     batch_size = options.batch_size // world.size
     rect = options.rect and not options.image_weights
+    if options.rect and not rect:
+        LOGGER.warning("warning: --image-weights draws images in any order, so --rect does not count")
     dataset = DetectionDataset(
         train_index, image_sizes[0], augment_config(hyp), rect=rect, batch_size=batch_size, stride=stride,
         cache=options.cache, seed=options.seed,
