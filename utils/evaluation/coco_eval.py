@@ -19,6 +19,7 @@ from faster_coco_eval import COCO, COCOeval_faster
 
 from utils.boxes import box_area
 from utils.errors import UserError, unknown_name
+from utils.logging import LOGGER
 from utils.names import match_names
 from utils.text import printable, shown, shown_path
 
@@ -109,8 +110,11 @@ class CocoEvaluator:
 def read_annotations(path: Path, names: Sequence[str]) -> tuple[list[int], list[tuple[str, int]]]:
     """The category number of each class name, and file name and number of each image, of a COCO annotation file.
 
+    Annotations that will not count, as they have no box, are told.
+
     Raises:
-        UserError: the file is no annotation file, lacks a class, or gives several images one number.
+        UserError: the file is no annotation file, lacks a class, gives several images one number, or has an
+            annotation of no image or category.
     """
     content, where = _load_annotations(path), f"annotation file {shown_path(path)}"
     numbers, known = _numbers(content["categories"], "name", where), [entry["name"] for entry in content["categories"]]
@@ -123,6 +127,12 @@ def read_annotations(path: Path, names: Sequence[str]) -> tuple[list[int], list[
         zip((entry["file_name"] for entry in content["images"]), _numbers(content["images"], "file_name", where))
     )
     _check_unique([number for _, number in images], "images", where)
+    lost = [entry for entry in content["annotations"] if _complete(entry, 0, where) is None]
+    if lost:
+        LOGGER.warning(
+            f"warning: {where}: {len(lost)} of {len(content['annotations'])} annotations have no `bbox` of four "
+            f"numbers and do not count, first {shown(lost[0])}"
+        )
     return [numbers[place] for place in places if place is not None], images
 
 
@@ -152,12 +162,13 @@ def evaluate_json(
         single_class: take all categories for one.
 
     Raises:
-        UserError: an annotation has no box.
+        UserError: an annotation is of no image or category.
     """
     content, seen = _load_annotations(path), set(image_ids)
     content["images"] = [image for image in content["images"] if image["id"] in seen]
-    truth = [_complete(entry, number, path) for number, entry in enumerate(content["annotations"], 1)]
-    content["annotations"] = [entry for entry in truth if entry["image_id"] in seen]
+    where = f"annotation file {shown_path(path)}"
+    truth = [_complete(entry, number, where) for number, entry in enumerate(content["annotations"], 1)]
+    content["annotations"] = [entry for entry in truth if entry and entry["image_id"] in seen]
     found = [
         {**record, "id": number, "area": record["bbox"][2] * record["bbox"][3]}
         for number, record in enumerate(detections, 1)
@@ -169,24 +180,28 @@ def evaluate_json(
     return _evaluate(COCO(content), COCO({**content, "annotations": found}))
 
 
-def _complete(entry: Any, number: int, path: Path) -> dict[str, Any]:
-    """An annotation with what may be left out of it: its number, its area, and that it is no crowd."""
+def _complete(entry: Any, number: int, where: str) -> dict[str, Any] | None:
+    """An annotation with what may be left out of it: its number, its area, and that it is no crowd; None without a box.
+
+    Raises:
+        UserError: it does not say by numbers of what image and category it is, so it would count for none.
+    """
     fields = entry if isinstance(entry, dict) else {}
-    box: Any = fields.get("bbox")
-    sides = [side for side in map(_number, box if isinstance(box, list) else []) if side is not None]
     ids = [_number(fields.get(key)) for key in ("image_id", "category_id")]
-    if len(sides) != 4 or len(box) != 4 or any(number is None or number % 1 for number in ids):
-        raise UserError(
-            f"annotation file {shown_path(path)}: expected an annotation with whole numbers `image_id` and "
-            f"`category_id`, and `bbox`, four numbers, found {shown(entry)}"
-        )
+    if any(number is None or number % 1 for number in ids):
+        expected = "expected an annotation with whole numbers `image_id` and `category_id`"
+        raise UserError(f"{where}: {expected}, found {shown(entry)}")
+    box = fields.get("bbox")
+    sides = [side for side in map(_number, box if isinstance(box, list) else []) if side is not None]
+    if not isinstance(box, list) or len(sides) != 4 or len(box) != 4:
+        return None
     area = _number(fields.get("area"))
     crowd = fields.get("iscrowd") not in (None, 0, "0", "", False)
     return {
         "id": number,
         "image_id": fields["image_id"],
         "category_id": fields["category_id"],
-        "bbox": box,
+        "bbox": sides,
         "area": sides[2] * sides[3] if area is None else area,
         "iscrowd": int(crowd),
     }

@@ -155,15 +155,27 @@ def test_annotation_file_mistakes_are_named(tmp_path: Path) -> None:
         {"image_id": "1"},  # a number as text would count for no image, without a word
         {"category_id": "3"},
         {"category_id": 3.5},
-        {"bbox": [0, 0, 10**400, 5]},
-        {"bbox": [0, True, 5, 5]},
-        {"bbox": [0, 0, 5, 5, "x"]},
     ],
     ids=str,
 )
 def test_an_annotation_that_could_not_count_is_named(tmp_path: Path, odd: dict[str, Any]) -> None:
     with pytest.raises(UserError, match="expected an annotation with whole numbers `image_id` and `category_id`"):
-        evaluate_json([], annotated(tmp_path, odd), [1])
+        read_annotations(annotated(tmp_path, odd), ["zebra"])  # before anything is evaluated
+
+
+@pytest.mark.parametrize("box", [None, [0, 0, 10**400, 5], [0, True, 5, 5], [0, 0, 5, 5, "x"], "x"], ids=str)
+def test_an_annotation_without_a_box_is_left_out(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, box: Any
+) -> None:
+    monkeypatch.setattr("utils.logging.LOGGER.propagate", True)
+    path = annotated(tmp_path, {})
+    content = json.loads(path.read_text())
+    content["annotations"].append({**content["annotations"][0], "bbox": box})
+    path.write_text(json.dumps(content))
+    read_annotations(path, ["zebra"])
+    assert "1 of 2 annotations have no `bbox` of four numbers and do not count" in caplog.text
+    found = [{"image_id": 1, "category_id": 3, "bbox": [0, 0, 5, 5], "score": 0.9}]
+    assert evaluate_json(found, path, [1]).ap == pytest.approx(1)
 
 
 @pytest.mark.parametrize("odd", [{"iscrowd": None}, {"area": None}, {"area": "large"}, {"id": 0}, {"image_id": 1.0}])
