@@ -8,15 +8,17 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from data.config import load_dataset_config
+from checkpoints.checkpoint import load_checkpoint
+from data.config import DatasetConfig, load_dataset_config
 from engine.config.flags import MOST_EPOCHS
 from engine.config.hyp import hyp_from_dict, load_hyp
 from models.config import read_model_config
 from utils.device import select_device
 from utils.errors import UserError
+from utils.names import class_order
 from utils.paths import existing_file, run_path
 from utils.running.cli import LEAST_PIXELS, MOST_IMAGES, MOST_PIXELS, MOST_PROCESSES, MOST_SEED, check_range
-from utils.text import MAX_PATH_SHOWN, printable, shown
+from utils.text import MAX_PATH_SHOWN, printable, shown, shown_path
 from utils.yaml_io import check_keys, load_yaml
 
 TEACHER_KEYS = ("weights", "start", "cfg", "hyp", "changes", "epochs", "seed", "batch_size", "img_size", "patience")
@@ -199,7 +201,8 @@ def check_files(experiment: Experiment) -> None:
     """
     teacher = experiment.teacher
     select_device(experiment.device)
-    load_dataset_config(experiment.data).split(experiment.split)
+    config = load_dataset_config(experiment.data)
+    config.split(experiment.split)
     for architecture in (experiment.student, teacher.get("cfg")):
         if architecture:
             read_model_config(architecture)
@@ -210,5 +213,19 @@ def check_files(experiment: Experiment) -> None:
     ):
         if path:
             existing_file(path, what)
+    if teacher.get("weights"):
+        _check_teacher(str(teacher["weights"]), config)
     for settings in (teacher, *experiment.arms.values()):
         merged_values(experiment, settings)
+
+
+def _check_teacher(path: str, config: DatasetConfig) -> None:
+    """Refuses a teacher that the report, at the end, could not measure on the data set."""
+    checkpoint = load_checkpoint(path)
+    if checkpoint.nc != config.nc:
+        raise UserError(
+            f"teacher weights {shown_path(path)} have {checkpoint.nc} classes, {shown_path(config.path)} has "
+            f"{config.nc}; "
+            "the teacher is measured beside its students, so name one of the same classes"
+        )
+    class_order(config.names, checkpoint.names, str(config.path), path)

@@ -9,12 +9,15 @@ import pytest
 import yaml
 
 import engine.comparing.runs as compare
+from checkpoints.checkpoint import save_checkpoint
 from engine.comparing.compare import run_experiment
-from engine.comparing.experiment import Experiment, load_experiment
+from engine.comparing.experiment import Experiment, check_files, load_experiment
 from engine.comparing.report import write_report
 from engine.comparing.runs import merged_hyp, train_all, train_one
 from engine.comparing.summary import Run, summarise
 from engine.config.hyp import read_hyp
+from engine.training.state import model_entry
+from models.yolo import Model
 from tests.golden import ROOT
 from utils.errors import UserError
 
@@ -133,6 +136,21 @@ def test_every_file_is_looked_at_before_the_first_training(
         run_experiment(experiment(tmp_path, **changes), str(tmp_path / "runs"))
     assert message in str(error.value)
     assert not fake.commands and not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [(["a"], "have 1 classes, 'data/synthetic.yaml' has 12"), (["ladder"] + ["x"] * 11, "the order")],
+)
+def test_a_teacher_that_the_report_could_not_measure_is_refused_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, names: list[str], message: str
+) -> None:
+    monkeypatch.chdir(ROOT)
+    model = Model("cfg/yolov5/yolov5p.yaml", nc=len(names))
+    model.names = names
+    save_checkpoint(tmp_path / "teacher.pt", {"model": model_entry(model)})
+    with pytest.raises(UserError, match=message):
+        check_files(experiment(tmp_path, teacher={"weights": str(tmp_path / "teacher.pt")}))
 
 
 def test_changes_of_the_arm_come_after_those_of_the_experiment(tmp_path: Path) -> None:
