@@ -234,7 +234,7 @@ def _orphans(sources: Sequence[Path], entries: list[CheckedImage]) -> list[Probl
         labels_folder = os.path.dirname(label_path(os.path.join(images_folder, "x.jpg")))
         if labels_folder == images_folder:  # labels beside the images: other .txt files may lie there
             continue
-        paths = (path for path in walk_files(labels_folder) if path.endswith(".txt") and path not in wanted)
+        paths = (path for path in walk_files(labels_folder) if path.lower().endswith(".txt") and path not in wanted)
         orphans = sorted(path for path in paths if os.path.basename(path) != "classes.txt")
         problems += [Problem(path, None, ORPHAN, "not used") for path in orphans]
     return problems

@@ -6,6 +6,7 @@ import hashlib
 import os
 import re
 import sys
+import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -83,8 +84,10 @@ class OutputNames:
 
 
 def folded(name: str) -> str:
-    """A name as the file system tells it from others: without its case where case makes no difference."""
-    return name.casefold() if sys.platform in ("darwin", "win32") else name
+    """A name as the file system tells it from others: without what makes no difference to it, as case."""
+    if sys.platform == "darwin":  # to which accents are the same in either form of Unicode
+        return unicodedata.normalize("NFC", name).casefold()
+    return name.casefold() if sys.platform == "win32" else name
 
 
 def file_name(name: str, suffix: str) -> str:

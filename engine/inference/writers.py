@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -156,8 +157,8 @@ def annotated_ids(paths: Sequence[str], images: Sequence[tuple[str, int]], where
 
 
 def _parts(name: str) -> tuple[str, ...]:
-    """Folders and file of a path, also of one that was written on Windows."""
-    name = name if "/" in name else name.replace("\\", "/")
+    """Folders and file of a path, also of one that was written on Windows, or on a Mac with accents apart."""
+    name = unicodedata.normalize("NFC", name if "/" in name else name.replace("\\", "/"))
     return tuple(part for part in name.split("/") if part not in ("", ".", "..")) or ("",)
 
 

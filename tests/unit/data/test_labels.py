@@ -236,6 +236,8 @@ class TestIndex:
         (tmp_path / "labels/classes.txt").write_text("cat")
         (problem,) = index(tmp_path).problems
         assert (problem.kind, Path(problem.path).name) == ("label file without image", "lost.txt")
+        (tmp_path / "labels/lost.txt").rename(tmp_path / "labels/a.TXT")
+        assert kinds(index(tmp_path)) == {"label file without image": 1}
 
     def test_nothing_to_train_on(self, tmp_path: Path) -> None:
         (tmp_path / "images").mkdir()

@@ -60,3 +60,10 @@ def test_a_long_name_is_cut_and_stays_apart_from_others() -> None:
     assert first != second and len(os.fsencode(first)) <= MAX_BYTES and first.endswith(".jpg")
     assert file_name("x" * 251, ".jpg") == "x" * 251 + ".jpg"
     assert Path(file_name("a\udcff", ".txt")).suffix == ".txt"
+
+
+def test_names_that_the_file_system_takes_for_one_are_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    paths = ("/d/a/\u00e9.png", "/d/b/e\u0301.png", "/d/a/x.png", "/d/b/X.png")
+    assert names(*paths) == ["\u00e9", "e\u0301", "x", "X"]
+    monkeypatch.setattr("utils.output_names.sys.platform", "darwin")
+    assert names(*paths) == ["a_\u00e9", "b_e\u0301", "a_x", "b_X"]

@@ -302,6 +302,7 @@ def test_image_ids_are_unique(paths: list[str], ids: list[int | str]) -> None:
         (["/d/0.jpg", "/d/0.png"], [("0.png", 1), ("0.jpg", 2)], [2, 1]),
         (["/d/a/0.png", "/d/b/0.png"], [("0.png", 1), ("b/0.png", 2)], [1, 2]),  # the longer name first
         (["/d/images/0.png"], [("val2017/0.jpg", 3)], [3]),
+        (["/d/e\u0301.png"], [("\u00e9.png", 3)], [3]),  # an accent as a Mac stores it
     ],
 )
 def test_images_are_found_in_an_annotation_file(
