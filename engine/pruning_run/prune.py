@@ -190,11 +190,15 @@ def cut_model(bench: Workbench, weights: Path, target: float, folder: Path) -> d
     """
     options = bench.options
     settings = {**asdict(options.settings), "target": target, "protect": list(options.settings.protect)}
-    identity = {"settings": settings, "source": {"path": str(weights), "sha256": file_hash(weights)}}
+    identity = {
+        "settings": settings,
+        "source": {"path": str(weights), "sha256": file_hash(weights)},
+        "images": {"size": bench.img_size, "batches": options.batches, "batch_size": options.training.batch_size},
+    }
     file, facts_file = folder / "pruned.pt", folder / "cut.json"
     if file.is_file() and facts_file.is_file():
         facts = read_record(facts_file)
-        if {key: facts.get(key) for key in identity} != identity:
+        if {"images": identity["images"], **{key: facts[key] for key in identity if key in facts}} != identity:
             raise UserError(f"{folder} holds a model pruned in another way; remove that folder, or use another --name")
         LOGGER.info(f"already pruned: {file}")
         return facts

@@ -49,8 +49,13 @@ def test_the_same_command_again_trains_nothing_again(pruned: Path, base: list[st
     output = checked("prune.py", *words, "--target", 0.3).stdout
     assert output.count("already") == 3
     assert (pruned / "distilled" / "weights" / "best.pt").stat().st_mtime_ns == before
-    failed = run_command("prune.py", *words, "--target", 0.4)
-    assert failed.returncode == 1 and "pruned in another way" in failed.stderr
+    for changed in (("--target", 0.4), ("--target", 0.3, "--calibration-batches", 3)):
+        failed = run_command("prune.py", *words, *changed)
+        assert failed.returncode == 1 and "pruned in another way" in failed.stderr
+    hyp = pruned / "other.yaml"
+    hyp.write_text("lr0: 0.003")
+    failed = run_command("prune.py", *words, "--target", 0.3, "--hyp", hyp)
+    assert failed.returncode == 1 and "its hyper-parameters are others: lr0 was" in failed.stderr
 
 
 def test_the_pruned_file_works_in_every_command(pruned: Path, tiny: Path, base: list[str], teacher: Path) -> None:
