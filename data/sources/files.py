@@ -62,8 +62,8 @@ def open_source(spec: str | Path, vid_stride: int = 1) -> Source:
         lines = _entries(path)
         if path.suffix.lower() == ".streams" or all(map(is_stream_address, lines)):
             return StreamSource(lines, vid_stride)
-        folder = os.path.dirname(os.path.abspath(path))
-        return FileSource([_listed(line, folder) for line in lines], vid_stride)
+        files = dict.fromkeys(_listed(line, path) for line in lines)  # each once, as in a list of training images
+        return FileSource(list(files), vid_stride)
     return FileSource(_find_files(path, spec), vid_stride)
 
 
@@ -175,16 +175,17 @@ def _why_missing(path: str) -> str:
 
 
 def _entries(path: Path) -> list[str]:
-    """The entries of a list file; comments (#) are left out."""
-    entries = [line for line in read_lines(path, "--source: the list") if not line.startswith("#")]
+    """The entries of a list file; comments (#) are left out, but not a file that is called so."""
+    lines = read_lines(path, "--source: the list")
+    entries = [line for line in lines if not line.startswith("#") or os.path.isfile(_listed(line, path))]
     if not entries:
         raise UserError(f"--source: the list {shown_path(path)} is empty; write a file or an address a line")
     return entries
 
 
-def _listed(line: str, folder: str) -> str:
+def _listed(line: str, source: Path) -> str:
     """The file that a line of a list names; one with "./" is looked for in the working folder too."""
-    path = listed_path(line, folder)
+    path = listed_path(line, os.path.dirname(os.path.abspath(source)))
     return os.path.abspath(line) if line.startswith("./") and not os.path.exists(path) else path
 
 
