@@ -62,8 +62,7 @@ def open_source(spec: str | Path, vid_stride: int = 1) -> Source:
         lines = _entries(path)
         if path.suffix.lower() == ".streams" or all(map(is_stream_address, lines)):
             return StreamSource(lines, vid_stride)
-        files = dict.fromkeys(_listed(line, path) for line in lines)  # each once, as in a list of training images
-        return FileSource(list(files), vid_stride)
+        return FileSource([_listed(line, path) for line in lines], vid_stride)
     return FileSource(_find_files(path, spec), vid_stride)
 
 
