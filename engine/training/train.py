@@ -18,7 +18,6 @@ from engine.config.options import TrainOptions
 from engine.distilling.distillers import build_distillers, check_recipe
 from engine.inference.evaluate import VALIDATION_IOU, EvalResult, evaluate
 from engine.runfolder import RunFolder
-from engine.training.autoanchor import check_anchors
 from engine.training.criterion import build_criteria
 from engine.training.data import TrainingData, build_data, class_weights, describe_data, image_weights
 from engine.training.distributed import World, agree, announced_world, broadcast_module, join_world, leave_world
@@ -39,7 +38,8 @@ from engine.training.resume import (
     plan_resumption,
     record_changes,
 )
-from engine.training.schedule import LearningSchedule
+from engine.training.schedule import LearningSchedule, resolve_auto
+from engine.training.start import Start, check_start, find_heritage, start_student
 from engine.training.state import restore_training, save_last, save_training
 from models.yolo import Model
 from utils.device import seed_everything, select_device
@@ -101,6 +101,7 @@ def set_up(
 ) -> tuple[Trainer, TrainingData]:
     """Everything up to the first step, or up to the first after the checkpoint's."""
     seed_everything(options.seed)
+    check_start(options, distil)
     if distil:
         check_recipe(options, hyp)
     elif hyp.distills:
@@ -110,6 +111,7 @@ def set_up(
     config = open_data(options, plan)
     nc, names = (1, ("item",)) if options.single_cls else (config.nc, config.names)
     model = resumed_model(plan.checkpoint, nc, names) if plan else build_model(options, hyp, nc, names)
+    heritage = None if plan else find_heritage(options, distil, model, world)
     stride = int(max(model.stride))
     sizes = (
         rounded_size(options.img_size[0], stride, "--img-size"),
@@ -118,13 +120,16 @@ def set_up(
     options = replace(options, img_size=sizes)
     freeze_layers(model, options.freeze)
     data = build_data(options, hyp, config, stride, world, sizes)
-    if not options.noautoanchor and not plan:
-        check_anchors(model, data.train_index, sizes[0], hyp.anchor_t)
+    hyp, chosen = resolve_auto(hyp, options.epochs, len(data.train), options.batch_size)
+    if chosen:
+        LOGGER.info(chosen)
     model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    start = Start() if plan else start_student(model, heritage, options, hyp, data, world, device)
+    heritage = None  # or the teacher would stay in memory all the while
     broadcast_module(model, world)
     facts = data_facts(config, data)
     trainer, teacher = assemble(options, hyp, model, data, facts, distil, world, device, plan)
-    start_folder(trainer, config, data, teacher, resumed=plan is not None)
+    start_folder(trainer, config, data, teacher, start, resumed=plan is not None)
     if plan:
         go_on(trainer, plan, teacher, facts)
     guard_lone_images(trainer)
@@ -185,7 +190,7 @@ def assemble(
     length = options.epochs - (plan.state.first_epoch if plan else 0)  # of an extension, whose schedules are its own
     if world.active and options.sync_bn and device.type == "cuda":
         model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
-    ema = ModelEMA(model)
+    ema = ModelEMA(model, ramp=float(hyp.ema_ramp))
     shortened = replace(options, epochs=length)
     extra_losses, teacher = build_extra_losses(model, ema, shortened, hyp, distil, world, device)
     criterion, val_criterion = build_criteria(model, hyp, options.img_size[0], options.label_smoothing, device)
@@ -260,7 +265,12 @@ def wrap(model: Model, options: TrainOptions, world: World, device: torch.device
 
 
 def start_folder(
-    trainer: Trainer, config: DatasetConfig, data: TrainingData, teacher: dict[str, Any], resumed: bool
+    trainer: Trainer,
+    config: DatasetConfig,
+    data: TrainingData,
+    teacher: dict[str, Any],
+    start: Start,
+    resumed: bool,
 ) -> None:
     """Says what is about to be trained, and writes it into the run folder."""
     model, run = trainer.model, trainer.run_folder
@@ -270,8 +280,11 @@ def start_folder(
     if not resumed:
         run.write_yaml("opt.yaml", trainer.options.to_dict())
         run.write_yaml("hyp.yaml", trainer.hyp.to_dict())
+        if start.table:
+            run.write_lines("inherited.txt", start.table)
         facts = describe_data(config, data) | {
             "seed": trainer.options.seed,
+            "init": start.facts,
             "teacher": teacher,
             "start": {"path": start, "sha256": file_hash(start)} if start else None,
             "world_size": trainer.world.size,
