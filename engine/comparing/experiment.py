@@ -23,7 +23,7 @@ from utils.text import MAX_PATH_SHOWN, printable, shown, shown_path
 from utils.yaml_io import check_keys, load_yaml
 
 TEACHER_KEYS = ("weights", "start", "cfg", "hyp", "changes", "epochs", "seed", "batch_size", "img_size", "patience")
-ARM_KEYS = ("hyp", "changes", "distil", "init", "importance", "epochs")
+ARM_KEYS = ("hyp", "changes", "distil", "init", "importance", "weights", "epochs")
 CHOICES = {"init": INITS, "importance": IMPORTANCES}
 SPLITS = ("train", "val", "test")
 ARM_NAME = re.compile(r"[^\W_][\w .+@=,-]{0,99}")
@@ -46,10 +46,10 @@ class Experiment:
         student: architecture of the student, trained from scratch unless `student_weights` is given.
         student_weights: checkpoint that every arm's student starts from.
         teacher: {weights} of a trained teacher, or what to train one from: {cfg or start, hyp, epochs, ...}.
-        arms: name -> {hyp, changes, distil, init, importance, epochs}. `changes` replaces values of the hyp file. An
-            arm is distilled when the result has kd_losses, unless `distil` says no. `init` is that of train_distill.py;
-            an arm that is not distilled starts from scratch, or with `init: inherit` as a part of the teacher, whose
-            channels `importance` chooses.
+        arms: name -> {hyp, changes, distil, init, importance, weights, epochs}. `changes` replaces values of the hyp
+            file. An arm is distilled when the result has kd_losses, unless `distil` says no. `init` is that of
+            train_distill.py; an arm that is not distilled starts from scratch, or with `init: inherit` as a part of the
+            teacher, whose channels `importance` chooses. `weights` stands for `student_weights`.
         hyp: hyper-parameters of the arms that name none.
         changes: values that replace those of every hyp file, the teacher's too.
         epochs: length of every arm that names none of its own; equal for all, or nothing could be concluded.
@@ -235,8 +235,10 @@ def check_files(experiment: Experiment) -> None:
     for settings in (teacher, *experiment.arms.values()):
         merged_values(experiment, settings)
     for name, arm in experiment.arms.items():
-        if experiment.student_weights and arm.get("init") == "inherit":
-            raise UserError(f"arms: {name}: init is inherit, but student_weights says what all start from; drop one")
+        if arm.get("weights"):
+            existing_file(arm["weights"], f"weights of the arm {name}")
+        if arm.get("weights", experiment.student_weights) and arm.get("init") == "inherit":
+            raise UserError(f"arms: {name}: init is inherit, but weights say what the student starts as; drop one")
 
 
 def automatic(experiment: Experiment) -> dict[str, Any] | None:

@@ -57,8 +57,9 @@ def arm_words(experiment: Experiment, settings: Mapping[str, Any], hyp: Hyp, tea
     """The program that trains an arm, with the flags for what its student is and starts as."""
     distil = settings.get("distil", hyp.distills)
     words = ["train_distill.py" if distil else "train.py", "--cfg", experiment.student]
-    if experiment.student_weights:
-        words += ["--weights", experiment.student_weights]
+    weights = settings.get("weights", experiment.student_weights)
+    if weights:
+        words += ["--weights", weights]
     if distil:
         words += ["--teacher-weights", teacher, "--init", settings.get("init", "auto")]
     elif settings.get("init") == "inherit":

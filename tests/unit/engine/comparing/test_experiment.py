@@ -6,19 +6,21 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 
 import engine.comparing.runs as compare
 from checkpoints.checkpoint import save_checkpoint
 from data.synthetic import render_dataset
 from engine.comparing.compare import run_experiment
-from engine.comparing.experiment import Experiment, check_files, load_experiment
+from engine.comparing.experiment import Experiment, automatic, check_files, load_experiment, merged_values
 from engine.comparing.report import write_report
 from engine.comparing.runs import merged_hyp, train_all, train_one
 from engine.comparing.summary import Run, summarise
 from engine.config.hyp import read_hyp
 from engine.training.state import model_entry
 from models.yolo import Model
+from pruning import plan_inheritance
 from tests.golden import ROOT
 from utils.errors import UserError
 
@@ -168,6 +170,20 @@ def test_changes_of_the_arm_come_after_those_of_the_experiment(tmp_path: Path) -
     assert (default.lr0, default.distills) == (0.1, False)
     with pytest.raises(UserError, match="unknown key 'lr'"):
         merged_hyp(tried, {"changes": {"lr": 0.5}}, tmp_path / "hyp" / "x.yaml")
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "experiments").glob("*.yaml")), ids=lambda path: path.stem)
+def test_a_shipped_experiment_can_be_read_and_its_student_inherits(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    found = load_experiment(path)
+    assert found.name == path.stem and f"--experiment experiments/{path.name}" in path.read_text()
+    for settings in (found.teacher, *found.arms.values()):
+        merged_values(found, settings)
+    assert automatic(found), "the arms with a recipe and those without make equally many steps"
+    if "cfg" in found.teacher:
+        with torch.device("meta"):
+            student, teacher = Model(found.student), Model(found.teacher["cfg"])
+        assert plan_inheritance(student, teacher).share == 1
 
 
 # Trainings
