@@ -19,8 +19,9 @@ from engine.training.loop import Trainer
 from engine.training.state import model_entry
 from engine.training.train import run_training
 from models.yolo import Model
+from tests.golden import ROOT
 from tests.integration.conftest import checked
-from tests.integration.test_training import assert_same_weights
+from tests.integration.test_training import assert_same_weights, rows_of
 from utils.errors import UsageError, UserError
 
 
@@ -162,3 +163,67 @@ def test_the_command_lines(tiny: Path, base: list[str], teacher: Path) -> None:
     said = checked("train.py", *words, "--inherit", teacher, "--inherit-importance", "l1", "--name", "inherited")
     assert "channels chosen by l1" in said.stdout + said.stderr
     assert yaml.safe_load((tiny / "runs/inherited/opt.yaml").read_text())["init"] == "inherit"
+
+
+def test_each_of_a_chain_inherits_from_the_one_before(tiny: Path, base: list[str], teacher: Path) -> None:
+    middle = yaml.safe_load((tiny / "small.yaml").read_text()) | {"width_multiple": 0.1}
+    (tiny / "middle.yaml").write_text(yaml.safe_dump(middle))
+    mark = tiny / "low.pt"  # a baseline that nothing can be worse than
+    torch.save(torch.load(teacher, weights_only=True) | {"metrics": {"metrics/AP": 0.0}}, mark)
+    listed = tiny / "inheriting.yaml"
+    listed.write_text(f"assistants:\n- {{cfg: {tiny}/middle.yaml, baseline: {mark}}}\n")
+    words = [*base, "--cfg", tiny / "small.yaml", "--epochs", 1, "--hyp", tiny / "zero.yaml", "--name", "heirs"]
+    checked("train_distill.py", *words, "--teacher-weights", teacher, "--teacher-assistants", listed)
+    runs = tiny / "runs" / "heirs"
+    starts = {name: json.loads((runs / name / "manifest.json").read_text())["init"] for name in ("1-middle", "student")}
+    assert starts["1-middle"]["path"] == str(teacher)
+    assert starts["student"]["path"] == str(runs / "1-middle" / "weights" / "best.pt")
+
+
+def test_arms_that_inherit(tiny: Path, teacher: Path) -> None:
+    content = {
+        "name": "heirs", "data": str(tiny / "tiny.yaml"), "student": str(tiny / "small.yaml"), "img_size": 96,
+        "batch_size": 8, "workers": 0, "device": "cpu", "epochs": 1, "pictures": 0,
+        "teacher": {"weights": str(teacher)}, "hyp": str(tiny / "hyp.yaml"), "flags": ["--noplots"],
+        "arms": {
+            "baseline": None,
+            "inherited": {"init": "inherit", "importance": "bn"},
+            "distilled": {"hyp": str(tiny / "zero.yaml"), "importance": "bn"},
+        },
+    }  # fmt: skip
+    (tiny / "heirs.yaml").write_text(yaml.safe_dump(content, sort_keys=False))
+    checked("compare.py", "--experiment", tiny / "heirs.yaml", "--project", tiny / "runs", "--name", "arms")
+    runs = tiny / "runs" / "arms"
+    starts = {arm: json.loads((runs / f"{arm}-seed0/manifest.json").read_text())["init"] for arm in content["arms"]}
+    assert starts["baseline"] == {"from": "scratch"}
+    assert starts["inherited"] == starts["distilled"] and starts["inherited"]["importance"] == "bn"
+    assert_same_weights(runs / "inherited-seed0", runs / "distilled-seed0")
+    assert json.loads((runs / "report.json").read_text())["summary"][2]["role"] == "inherited"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("student", "wider", "hyp"),
+    [
+        ("yolov5/yolov5n", {"width_multiple": 0.125}, "scratch-low.yaml"),
+        ("yolov7/yolov7-quarter", {"width_multiple": 0.125}, "scratch.custom.yaml"),
+        ("yolov8/yolov8n", {"scales": {"n": [0.33, 0.125, 1024]}}, "scratch.v8.yaml"),
+    ],
+)
+def test_the_first_epoch_after_inheriting_has_a_lower_loss(
+    tiny: Path, base: list[str], tmp_path: Path, student: str, wider: dict[str, Any], hyp: str
+) -> None:
+    teacher = yaml.safe_load((ROOT / "cfg" / f"{student}.yaml").read_text())
+    (tmp_path / "teacher.yaml").write_text(yaml.safe_dump(teacher))
+    (tmp_path / "student.yaml").write_text(yaml.safe_dump(teacher | wider))
+    values = {"base": str(ROOT / "hyp" / hyp), "nbs": 8, "lr0": 0.002, "lrf": 0.5, "mosaic": 0.0, "warmup_epochs": 1.0}
+    (tmp_path / "hyp.yaml").write_text(yaml.safe_dump(values))
+    words = [*base, "--project", tmp_path, "--hyp", tmp_path / "hyp.yaml", "--optimizer", "AdamW", "--notest"]
+    checked("train.py", *words, "--cfg", tmp_path / "teacher.yaml", "--epochs", 30, "--name", "teacher", timeout=900)
+    weights = tmp_path / "teacher" / "weights" / "last.pt"
+    losses = {}
+    for name, flags in (("scratch", []), ("inherited", ["--inherit", weights])):
+        checked("train.py", *words, "--cfg", tmp_path / "student.yaml", "--epochs", 1, "--name", name, *flags)
+        row = rows_of(tmp_path / name)[0]
+        losses[name] = sum(float(value) for key, value in row.items() if key.startswith("train/"))
+    assert losses["inherited"] < losses["scratch"]
