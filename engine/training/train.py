@@ -16,10 +16,20 @@ from data.config import DatasetConfig
 from engine.config.hyp import Hyp, read_hyp
 from engine.config.options import TrainOptions
 from engine.distilling.distillers import build_distillers, check_recipe
+from engine.distilling.inheriting import (
+    NUM_BATCHES,
+    Heritage,
+    Start,
+    check_start,
+    find_heritage,
+    inherit_part,
+    other_start,
+)
 from engine.inference.evaluate import VALIDATION_IOU, EvalResult, evaluate
 from engine.runfolder import RunFolder
-from engine.training.criterion import build_criteria
-from engine.training.data import TrainingData, build_data, class_weights, describe_data, image_weights
+from engine.training.autoanchor import check_anchors
+from engine.training.criterion import build_criteria, loss_by_batch
+from engine.training.data import TrainingData, build_data, class_weights, describe_data, image_weights, sample_batches
 from engine.training.distributed import World, agree, announced_world, broadcast_module, join_world, leave_world
 from engine.training.ema import ModelEMA
 from engine.training.finish import TrainResult, evaluate_trained, finish
@@ -39,10 +49,9 @@ from engine.training.resume import (
     record_changes,
 )
 from engine.training.schedule import LearningSchedule, resolve_auto
-from engine.training.start import Start, check_start, find_heritage, start_student
 from engine.training.state import restore_training, save_last, save_training
 from models.yolo import Model
-from utils.device import seed_everything, select_device
+from utils.device import random_streams_kept, seed_everything, select_device
 from utils.logging import LOGGER, setup_logging
 from utils.paths import file_hash
 from utils.running.processes import advise
@@ -111,7 +120,7 @@ def set_up(
     config = open_data(options, plan)
     nc, names = (1, ("item",)) if options.single_cls else (config.nc, config.names)
     model = resumed_model(plan.checkpoint, nc, names) if plan else build_model(options, hyp, nc, names)
-    heritage = None if plan else find_heritage(options, distil, model, world)
+    heritage = find_heritage(options, distil, model) if world.is_main and not plan else None
     stride = int(max(model.stride))
     sizes = (
         rounded_size(options.img_size[0], stride, "--img-size"),
@@ -136,6 +145,34 @@ def set_up(
     if world.is_main and not options.noplots and not plan:
         plot_training_batches(trainer, names)
     return trainer, data
+
+
+def start_student(
+    student: Model,
+    heritage: Heritage | None,
+    options: TrainOptions,
+    hyp: Hyp,
+    data: TrainingData,
+    world: World,
+    device: torch.device,
+) -> Start:
+    """Lets a student inherit, where it can, else looks after its anchors.
+
+    The main process, which has the heritage, does it; the others learn whether it was done.
+    """
+    start = None
+    if heritage:
+        from pruning import labels_for_teacher
+
+        classes, teacher = heritage.classes, heritage.teacher.to(device)
+        with random_streams_kept():
+            batches = sample_batches(data.train_index, options, hyp, int(max(student.stride)), NUM_BATCHES)
+            loss = loss_by_batch(teacher, hyp, options.img_size[0], device, lambda t: labels_for_teacher(t, classes))
+            val = None if options.notest else data.val
+            start = inherit_part(student, heritage, options, batches, loss, val, device)
+    if not agree(start is not None, world) and not options.noautoanchor:
+        check_anchors(student, data.train_index, options.img_size[0], hyp.anchor_t)
+    return start or other_start(options)
 
 
 def go_on(trainer: Trainer, plan: Resumption, teacher: dict[str, Any], facts: dict[str, Any]) -> None:
@@ -276,7 +313,7 @@ def start_folder(
     model, run = trainer.model, trainer.run_folder
     LOGGER.info(str(model.summary(trainer.options.img_size[0])))
     LOGGER.info(f"run folder: {run.path}")
-    start = trainer.options.weights
+    weights = trainer.options.weights
     if not resumed:
         run.write_yaml("opt.yaml", trainer.options.to_dict())
         run.write_yaml("hyp.yaml", trainer.hyp.to_dict())
@@ -286,7 +323,7 @@ def start_folder(
             "seed": trainer.options.seed,
             "init": start.facts,
             "teacher": teacher,
-            "start": {"path": start, "sha256": file_hash(start)} if start else None,
+            "start": {"path": weights, "sha256": file_hash(weights)} if weights else None,
             "world_size": trainer.world.size,
         }
         run.write_manifest(facts)

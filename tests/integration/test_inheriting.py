@@ -165,6 +165,7 @@ def test_the_command_lines(tiny: Path, base: list[str], teacher: Path) -> None:
     assert yaml.safe_load((tiny / "runs/inherited/opt.yaml").read_text())["init"] == "inherit"
 
 
+@pytest.mark.slow
 def test_each_of_a_chain_inherits_from_the_one_before(tiny: Path, base: list[str], teacher: Path) -> None:
     middle = yaml.safe_load((tiny / "small.yaml").read_text()) | {"width_multiple": 0.1}
     (tiny / "middle.yaml").write_text(yaml.safe_dump(middle))
@@ -172,12 +173,17 @@ def test_each_of_a_chain_inherits_from_the_one_before(tiny: Path, base: list[str
     torch.save(torch.load(teacher, weights_only=True) | {"metrics": {"metrics/AP": 0.0}}, mark)
     listed = tiny / "inheriting.yaml"
     listed.write_text(f"assistants:\n- {{cfg: {tiny}/middle.yaml, baseline: {mark}}}\n")
-    words = [*base, "--cfg", tiny / "small.yaml", "--epochs", 1, "--hyp", tiny / "zero.yaml", "--name", "heirs"]
-    checked("train_distill.py", *words, "--teacher-weights", teacher, "--teacher-assistants", listed)
+    hyp = yaml.safe_load((tiny / "zero.yaml").read_text()) | {"nbs": "auto", "ema_ramp": "auto"}
+    (tiny / "auto.yaml").write_text(yaml.safe_dump(hyp))
+    words = [*base, "--cfg", tiny / "small.yaml", "--epochs", 1, "--hyp", tiny / "auto.yaml", "--name", "heirs"]
+    words += ["--teacher-weights", teacher, "--teacher-assistants", listed]
+    said = checked("train_distill.py", *words)
+    assert (said.stdout + said.stderr).count("nbs is 16, ema_ramp is 1") == 2
     runs = tiny / "runs" / "heirs"
     starts = {name: json.loads((runs / name / "manifest.json").read_text())["init"] for name in ("1-middle", "student")}
     assert starts["1-middle"]["path"] == str(teacher)
     assert starts["student"]["path"] == str(runs / "1-middle" / "weights" / "best.pt")
+    assert checked("train_distill.py", *words, "--exist-ok").stdout.count("already trained") == 2
 
 
 def test_arms_that_inherit(tiny: Path, teacher: Path) -> None:

@@ -3,28 +3,23 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor, nn
 
 from checkpoints.checkpoint import load_model
+from data.loader import Batch, DetectionLoader
 from distill import DistillError, HeadSpec
 from distill.classes import match_classes
-from engine.config.hyp import Hyp
 from engine.config.options import TrainOptions
 from engine.distilling.teachers import OWN_AVERAGE
 from engine.inference.evaluate import VALIDATION_IOU, evaluate
-from engine.training.autoanchor import check_anchors
-from engine.training.criterion import loss_by_batch
-from engine.training.data import TrainingData, sample_batches
-from engine.training.distributed import World, agree
-from engine.training.state import rng_states, set_rng_states
 from models.heads.anchor import AnchorHead
 from models.yolo import Model
-from utils.device import images_to_device
+from utils.device import images_to_device, random_streams_kept
 from utils.errors import UsageError, UserError
 from utils.logging import LOGGER
 from utils.paths import existing_file, file_hash
@@ -82,10 +77,10 @@ def check_start(options: TrainOptions, distil: bool) -> None:
         raise UsageError("--init inherit: the student's own average has nothing to pass on; name a teacher's file")
 
 
-def find_heritage(options: TrainOptions, distil: bool, student: Model, world: World) -> Heritage | None:
+def find_heritage(options: TrainOptions, distil: bool, student: Model) -> Heritage | None:
     """The first teacher that the student can inherit from; None where it starts as it was built.
 
-    Only the main process looks; it says in one line why there is none, where one was wanted.
+    Says in one line why there is none, where one was wanted.
 
     Raises:
         UserError: --init inherit or --inherit asks for it, and the pair does not allow it.
@@ -94,12 +89,12 @@ def find_heritage(options: TrainOptions, distil: bool, student: Model, world: Wo
         paths = [options.inherit]
     else:
         paths = _teachers(options) if distil else []
-    if not world.is_main or options.init == "scratch" or options.weights or not paths:
+    if options.init == "scratch" or options.weights or not paths:
         return None
     from pruning import PruneError, plan_inheritance
 
     reasons = []
-    with _streams_unchanged():
+    with random_streams_kept():
         for path in paths:
             teacher = load_model(path, fuse=False)
             classes, problem = common_classes(student, teacher, options.single_cls)
@@ -141,72 +136,51 @@ def common_classes(student: Model, teacher: Model, single_class: bool) -> tuple[
     return list(zip(match.student, match.teacher)), ""
 
 
-def start_student(
-    student: Model,
-    heritage: Heritage | None,
-    options: TrainOptions,
-    hyp: Hyp,
-    data: TrainingData,
-    world: World,
-    device: torch.device,
-) -> Start:
-    """Lets a student inherit, where it can. The main process does it; the others learn whether it was done.
-
-    Args: see `inherit_part`.
-    """
-    start = inherit_part(student, heritage, options, hyp, data, device) if heritage else None
-    inherited = agree(start is not None, world)
-    if not inherited and not options.noautoanchor:
-        check_anchors(student, data.train_index, options.img_size[0], hyp.anchor_t)
-    return start or other_start(options)
-
-
 def inherit_part(
     student: Model,
     heritage: Heritage,
     options: TrainOptions,
-    hyp: Hyp,
-    data: TrainingData,
+    batches: Sequence[Batch],
+    loss: Callable[[nn.Module, Batch], Tensor],
+    val: DetectionLoader | None,
     device: torch.device,
 ) -> Start | None:
-    """Fills a student with its part of a teacher and says what it inherited; None where that fails, as for `auto` only.
+    """Fills a student with its part of a teacher and says what it inherited; None where that fails and need not be.
 
     Args:
         student: on the device; filled in place.
-        heritage: see `find_heritage`.
+        heritage: the teacher on the device too.
         options: the training's.
-        hyp: of the loss that Taylor importance measures, and of the augmentation.
-        data: the training's.
+        batches: of training images, for Taylor importance and the statistics of BatchNorm.
+        loss: (teacher, batch) -> its detection loss on its own classes.
+        val: validation images, for the AP of what was inherited; None leaves it out.
         device: where it is done.
-    """
-    from pruning import PruneError, inherit, labels_for_teacher
 
-    teacher = heritage.teacher.to(device)
+    Raises:
+        UserError: --init inherit or --inherit asks for it, and it cannot be done.
+    """
+    from pruning import PruneError, inherit
+
     before = copy.deepcopy(student.state_dict())
-    with _streams_unchanged():
-        batches = sample_batches(data.train_index, options, hyp, int(max(student.stride)), NUM_BATCHES)
-        loss = loss_by_batch(
-            teacher, hyp, options.img_size[0], device, lambda targets: labels_for_teacher(targets, heritage.classes)
+    try:
+        result = inherit(
+            student,
+            heritage.teacher,
+            classes=heritage.classes,
+            importance=options.inherit_importance,
+            batches=batches,
+            loss=loss,
+            images=[images_to_device(batch.images, device) for batch in batches],
+            seed=options.seed,
         )
-        try:
-            result = inherit(
-                student,
-                teacher,
-                classes=heritage.classes,
-                importance=options.inherit_importance,
-                batches=batches,
-                loss=loss,
-                images=[images_to_device(batch.images, device) for batch in batches],
-                seed=options.seed,
-            )
-        except PruneError as error:
-            student.load_state_dict(before)
-            _give_up(options, f"{heritage.path}: {error}")
-            return None
-        if result.anchors == "teacher" and isinstance(student.head, AnchorHead):
-            student.yaml["anchors"] = student.head.anchors_px.flatten(1).tolist()  # for whoever builds it from there
-        LOGGER.info(f"{heritage.path}: {result.describe()}; inherited.txt has each layer")
-        ap = None if options.notest or data.val is None else ap_of(student, data, device)
+    except PruneError as error:
+        student.load_state_dict(before)
+        _give_up(options, f"{heritage.path}: {error}")
+        return None
+    if result.anchors == "teacher" and isinstance(student.head, AnchorHead):
+        student.yaml["anchors"] = student.head.anchors_px.flatten(1).tolist()  # for whoever builds it from there
+    LOGGER.info(f"{heritage.path}: {result.describe()}; inherited.txt has each layer")
+    ap = None if val is None else ap_of(student, val, device)
     if ap is not None:
         normal = "; near 0 is normal, since its layers read fewer channels than they were trained for"
         LOGGER.info(f"AP right after the cut: {ap:.4f}{normal if result.importance else ''}")
@@ -228,25 +202,12 @@ def _facts(heritage: Heritage, result: Inheritance, ap: float | None) -> dict[st
 
 def other_start(options: TrainOptions) -> Start:
     """The facts of a start that inherits nothing."""
-    if options.weights:
-        return Start({"from": "weights", "path": options.weights, "sha256": file_hash(options.weights)})
-    return Start({"from": "scratch"})
+    return Start({"from": "weights" if options.weights else "scratch"})
 
 
-def ap_of(model: Model, data: TrainingData, device: torch.device) -> float:
+def ap_of(model: Model, val: DetectionLoader, device: torch.device) -> float:
     """COCO's AP of a model on the validation images; its mode is left as it was."""
-    assert data.val is not None
     training = model.training
-    result = evaluate(model, data.val, names=tuple(model.names), device=device, iou_thres=VALIDATION_IOU)
+    result = evaluate(model, val, names=tuple(model.names), device=device, iou_thres=VALIDATION_IOU)
     model.train(training)
     return float(result.coco.ap)
-
-
-@contextmanager
-def _streams_unchanged() -> Iterator[None]:
-    """Leaves the global random streams where they were: what is trained must not depend on who looked before."""
-    states = rng_states()
-    try:
-        yield
-    finally:
-        set_rng_states(states)
