@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from engine.config.flags import given_flags, training_options, training_parser
+from engine.config.flags import add_inheriting, given_flags, training_options, training_parser
 from utils.running.cli import run_command
 
 
 def main() -> None:
     """Parses the flags and trains."""
     parser = training_parser(str(__doc__), hyp="hyp/scratch-low.yaml", project="runs/train")
+    add_inheriting(parser)
     namespace = parser.parse_args()
     from engine.config.options import TrainOptions
     from engine.training.train import run_training

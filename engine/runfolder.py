@@ -12,7 +12,7 @@ import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +72,12 @@ class RunFolder:
             text = yaml.safe_dump(_plain(content), sort_keys=False, allow_unicode=True)
             with replacing(self.path / name) as stream:
                 stream.write(text)
+
+    def write_lines(self, name: str, lines: Sequence[str]) -> None:
+        """Writes lines of text."""
+        if self.active:
+            with replacing(self.path / name) as stream:
+                stream.write("\n".join(lines) + "\n")
 
     def write_manifest(self, facts: Mapping[str, Any]) -> None:
         """Writes manifest.json: what somebody needs to repeat this run and trust its numbers."""

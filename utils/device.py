@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import random
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -90,7 +92,7 @@ def seed_everything(seed: int, deterministic: bool = True) -> None:
             bits.
     """
     random.seed(seed)
-    np.random.seed(seed % 2**32)  # noqa: NPY002  libraries still draw from the global stream
+    np.random.seed(seed % 2**32)
     torch.manual_seed(seed)
     torch.backends.cudnn.benchmark = not deterministic
     torch.backends.cudnn.deterministic = deterministic
@@ -99,6 +101,19 @@ def seed_everything(seed: int, deterministic: bool = True) -> None:
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     if deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it cuBLAS is not deterministic
+
+
+@contextmanager
+def random_streams_kept() -> Iterator[None]:
+    """Leaves the global random streams of Python, numpy and PyTorch where they were before the block."""
+    python, arrays = random.getstate(), np.random.get_state()
+    devices = [torch.cuda.current_device()] if torch.cuda.is_initialized() else []
+    with torch.random.fork_rng(devices=devices):
+        try:
+            yield
+        finally:
+            random.setstate(python)
+            np.random.set_state(arrays)
 
 
 def synchronize(device: torch.device) -> None:

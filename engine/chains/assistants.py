@@ -16,7 +16,7 @@ from typing import Any
 from checkpoints.checkpoint import load_checkpoint
 from engine.config.flags import MOST_EPOCHS
 from engine.config.hyp import read_hyp
-from engine.config.options import TrainOptions
+from engine.config.options import LATER, TrainOptions
 from engine.distilling.distillers import check_recipe
 from engine.training.distributed import World, announced_world
 from engine.training.stages import check_stage
@@ -156,7 +156,7 @@ def _run_stages(
 ) -> list[dict[str, Any]]:
     plan = {"options": replace(options, exist_ok=True).to_dict(), "assistants": [asdict(a) for a in assistants]}
     record = folder / CHAIN_FILE
-    if record.is_file() and read_record(record).get("plan") != plan:
+    if record.is_file() and _known_plan(record) != plan:
         raise UserError(f"{folder} holds a chain with other settings; remove that folder, or use another --name")
     stages: list[dict[str, Any]] = []
     shared = replace(options, project=str(folder), exist_ok=True)
@@ -181,12 +181,22 @@ def _run_stages(
     return stages
 
 
+def _known_plan(record: Path) -> Any:
+    """What a chain's folder was begun with, in the present form."""
+    plan = read_record(record).get("plan")
+    if not isinstance(plan, dict) or not isinstance(plan.get("options"), dict):
+        return plan
+    return {**plan, "options": {**LATER, **plan["options"]}}
+
+
 def _assistant_stage(stage: TrainOptions, assistant: Assistant) -> dict[str, Any]:
     """Baseline and distilled training of one assistant."""
     if assistant.baseline:
         baseline = _recorded_ap(Path(assistant.baseline))
     else:
-        alone = replace(stage, name=f"{stage.name}-baseline", teacher_weights="", unlabeled="")
+        alone = replace(
+            stage, name=f"{stage.name}-baseline", teacher_weights="", unlabeled="", inherit=stage.teacher_weights
+        )  # with the same start, or more than the distillation would be compared
         _, baseline = _train_stage(alone, distil=False)
     best, ap = _train_stage(stage, distil=True)
     return {

@@ -11,7 +11,8 @@ from typing import Any
 from checkpoints.checkpoint import load_checkpoint
 from data.config import DatasetConfig, load_dataset_config
 from engine.config.flags import MOST_EPOCHS
-from engine.config.hyp import hyp_from_dict, load_hyp
+from engine.config.hyp import AUTO, AUTO_NUMBERS, hyp_from_dict, load_hyp
+from engine.config.options import IMPORTANCES, INITS
 from models.config import read_model_config
 from utils.device import select_device
 from utils.errors import UserError
@@ -22,7 +23,8 @@ from utils.text import MAX_PATH_SHOWN, printable, shown, shown_path
 from utils.yaml_io import check_keys, load_yaml
 
 TEACHER_KEYS = ("weights", "start", "cfg", "hyp", "changes", "epochs", "seed", "batch_size", "img_size", "patience")
-ARM_KEYS = ("hyp", "changes", "distil")
+ARM_KEYS = ("hyp", "changes", "distil", "init", "importance", "weights", "epochs")
+CHOICES = {"init": INITS, "importance": IMPORTANCES}
 SPLITS = ("train", "val", "test")
 ARM_NAME = re.compile(r"[^\W_][\w .+@=,-]{0,99}")
 TEXTS = ("name", "data", "student", "student_weights", "hyp", "device", "weights", "start", "cfg")
@@ -44,11 +46,13 @@ class Experiment:
         student: architecture of the student, trained from scratch unless `student_weights` is given.
         student_weights: checkpoint that every arm's student starts from.
         teacher: {weights} of a trained teacher, or what to train one from: {cfg or start, hyp, epochs, ...}.
-        arms: name -> {hyp, changes, distil}. `changes` replaces values of the hyp file. An arm is distilled when
-            the result has kd_losses, unless `distil` says no.
+        arms: name -> {hyp, changes, distil, init, importance, weights, epochs}. `changes` replaces values of the hyp
+            file. An arm is distilled when the result has kd_losses, unless `distil` says no. `init` is that of
+            train_distill.py; an arm that is not distilled starts from scratch, or with `init: inherit` as a part of the
+            teacher, whose channels `importance` chooses. `weights` stands for `student_weights`.
         hyp: hyper-parameters of the arms that name none.
         changes: values that replace those of every hyp file, the teacher's too.
-        epochs: length of every arm; equal for all, or nothing could be concluded.
+        epochs: length of every arm that names none of its own; equal for all, or nothing could be concluded.
         seeds: one run of every arm for each.
         workers: loader processes of each training.
         device: where all models are trained and measured.
@@ -164,6 +168,10 @@ def _arms(arms: Mapping[str, Any], where: str) -> dict[str, dict[str, Any]]:
             raise UserError(f"{where}: {name} is {shown(arm)}; expected settings such as {{hyp: hyp/distill.fgd.yaml}}")
         check_keys(arm or {}, ARM_KEYS, f"{where}: {name}")
         _check_values(_without_null(arm or {}), f"{where}: {name}")
+        for key, choices in CHOICES.items():
+            if (arm or {}).get(key) not in (None, *choices):
+                found, known = shown((arm or {})[key]), ", ".join(choices)
+                raise UserError(f"{where}: {name}: {key} is {found}; expected one of {known}")
     return {name: _without_null(arm or {}) for name, arm in arms.items()}
 
 
@@ -184,11 +192,20 @@ def _check_values(values: Mapping[str, Any], where: str) -> None:
             raise UserError(f"{where}: distil is {shown(value)}; expected true or false")
 
 
-def merged_values(experiment: Experiment, settings: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
-    """A hyper-parameter file and its content with the changes of the experiment and then of the arm, checked."""
+def merged_values(
+    experiment: Experiment, settings: Mapping[str, Any], shared: Mapping[str, Any] | None = None
+) -> tuple[str, dict[str, Any]]:
+    """A hyper-parameter file and its content with the changes of the experiment and then of the arm, checked.
+
+    Args:
+        experiment: whose changes count.
+        settings: of the teacher or an arm.
+        shared: numbers that replace the file's, as all trainings have them, but not those of changes.
+    """
     source = str(settings.get("hyp") or experiment.hyp)
     changes = {**experiment.changes, **(settings.get("changes") or {})}
-    values = {**load_hyp(source), **changes}
+    numbers = {key: value for key, value in (shared or {}).items() if changes.get(key, AUTO) == AUTO}
+    values = {**load_hyp(source), **changes, **numbers}
     hyp_from_dict(values, f"{source} with the changes of the experiment" if changes else source)
     return source, values
 
@@ -217,6 +234,21 @@ def check_files(experiment: Experiment) -> None:
         _check_teacher(str(teacher["weights"]), config)
     for settings in (teacher, *experiment.arms.values()):
         merged_values(experiment, settings)
+    for name, arm in experiment.arms.items():
+        if arm.get("weights"):
+            existing_file(arm["weights"], f"weights of the arm {name}")
+        if arm.get("weights", experiment.student_weights) and arm.get("init") == "inherit":
+            raise UserError(f"arms: {name}: init is inherit, but weights say what the student starts as; drop one")
+
+
+def automatic(experiment: Experiment) -> dict[str, Any] | None:
+    """The hyper-parameters of the first training that has an `auto` among them; None where none has."""
+    trained = () if experiment.teacher.get("weights") else (experiment.teacher,)
+    for settings in (*trained, *experiment.arms.values()):
+        values = merged_values(experiment, settings)[1]
+        if any(values.get(key) == AUTO for key in AUTO_NUMBERS):
+            return values
+    return None
 
 
 def _check_teacher(path: str, config: DatasetConfig) -> None:

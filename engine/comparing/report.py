@@ -83,7 +83,7 @@ def write_report(experiment: Experiment, rows: list[dict[str, Any]], folder: Pat
     summary = summarise(rows, baseline)
     lines = [
         f"{experiment.name}: {experiment.data}, {experiment.split} split, {experiment.img_size} px, "
-        f"{experiment.epochs} epochs an arm, seeds {', '.join(map(str, experiment.seeds))}",
+        f"{_lengths(experiment)}, seeds {', '.join(map(str, experiment.seeds))}",
         "",
         "| model | AP | AP50 | APs | APm | APl | parameters | GFLOPs | ms/image | gain in AP |",
         "|---|---|---|---|---|---|---|---|---|---|",
@@ -108,6 +108,12 @@ def write_report(experiment: Experiment, rows: list[dict[str, Any]], folder: Pat
     with replacing(folder / "report.json") as stream:
         json.dump(_valid_json(content), stream, indent=2)
     return text
+
+
+def _lengths(experiment: Experiment) -> str:
+    """How long the arms are trained."""
+    own = [f"{name} {arm['epochs']}" for name, arm in experiment.arms.items() if "epochs" in arm]
+    return f"{experiment.epochs} epochs an arm" + (f" ({', '.join(own)})" if own else "")
 
 
 def _valid_json(value: Any) -> Any:

@@ -15,10 +15,15 @@ from typing import Any
 
 import yaml
 
-from engine.comparing.experiment import Experiment, merged_values
+from data.config import load_dataset_config
+from data.synthetic import ensure_dataset
+from engine.comparing.experiment import Experiment, automatic, merged_values
 from engine.comparing.summary import Run
-from engine.config.hyp import read_hyp
+from engine.config.hyp import AUTO, AUTO_NUMBERS, Hyp, hyp_from_dict, read_hyp
+from engine.config.options import TrainOptions
 from engine.runfolder import RunFolder
+from engine.training.data import split_index
+from engine.training.schedule import resolve_auto
 from engine.training.stages import tell_of_changed_data
 from engine.training.state import run_state
 from utils.errors import UserError
@@ -33,25 +38,55 @@ def train_all(experiment: Experiment, folder: Path) -> list[Run]:
     Returns:
         The teacher, then the arms in their order, each with its seeds.
     """
-    teacher = train_teacher(experiment, folder)
+    shared = shared_numbers(experiment)
+    teacher = train_teacher(experiment, folder, shared)
     runs = [teacher]
     jobs = [(arm, seed) for arm in experiment.arms for seed in experiment.seeds]
     for number, (arm, seed) in enumerate(jobs, 1):
         settings = experiment.arms[arm]
-        hyp = merged_hyp(experiment, settings, folder / "hyp" / f"{arm}.yaml")
-        distil = settings.get("distil", read_hyp(hyp).distills)
-        words = ["train_distill.py" if distil else "train.py", "--cfg", experiment.student]
-        if experiment.student_weights:
-            words += ["--weights", experiment.student_weights]
-        if distil:
-            words += ["--teacher-weights", str(teacher.weights)]
-        words += shared_flags(experiment, hyp, {"seed": seed, "epochs": experiment.epochs})
+        hyp = merged_hyp(experiment, settings, folder / "hyp" / f"{arm}.yaml", shared)
+        words = arm_words(experiment, settings, read_hyp(hyp), str(teacher.weights))
+        epochs = settings.get("epochs", experiment.epochs)
+        words += shared_flags(experiment, hyp, {"seed": seed, "epochs": epochs})
         LOGGER.info(f"\n[{number}/{len(jobs)}] {arm}, seed {seed}")
         runs.append(Run(arm, seed, train_one(experiment, folder, f"{arm}-seed{seed}", words)))
     return runs
 
 
-def train_teacher(experiment: Experiment, folder: Path) -> Run:
+def arm_words(experiment: Experiment, settings: Mapping[str, Any], hyp: Hyp, teacher: str) -> list[str]:
+    """The program that trains an arm, with the flags for what its student is and starts as."""
+    distil = settings.get("distil", hyp.distills)
+    words = ["train_distill.py" if distil else "train.py", "--cfg", experiment.student]
+    weights = settings.get("weights", experiment.student_weights)
+    if weights:
+        words += ["--weights", weights]
+    if distil:
+        words += ["--teacher-weights", teacher, "--init", settings.get("init", "auto")]
+    elif settings.get("init") == "inherit":
+        words += ["--inherit", teacher]
+    if "importance" in settings:
+        words += ["--inherit-importance", settings["importance"]]
+    return words
+
+
+def shared_numbers(experiment: Experiment) -> dict[str, Any]:
+    """What `auto` is for every training alike, the teacher's too, whatever its own file says, so that they compare.
+
+    It follows from the epochs of the experiment. Where no file says auto, all keep what they say.
+    """
+    values = automatic(experiment)
+    if values is None:
+        return {}
+    hyp = hyp_from_dict(values, "the experiment")
+    config = ensure_dataset(load_dataset_config(experiment.data))
+    index = split_index(TrainOptions(single_cls="--single-cls" in experiment.flags), config, "train")
+    batches = -(-len(index.records) // experiment.batch_size)
+    resolved, line = resolve_auto(hyp, experiment.epochs, batches, experiment.batch_size)
+    LOGGER.info(f"for every training alike: {line}")
+    return {key: getattr(resolved, key) for key in AUTO_NUMBERS if getattr(hyp, key) == AUTO}
+
+
+def train_teacher(experiment: Experiment, folder: Path, shared: Mapping[str, Any] | None = None) -> Run:
     """The teacher: a file that is there, or one trained on the experiment's data."""
     settings = experiment.teacher
     seed = int(settings.get("seed", 0))
@@ -61,7 +96,8 @@ def train_teacher(experiment: Experiment, folder: Path) -> Run:
     for key, flag in (("cfg", "--cfg"), ("start", "--weights")):
         if settings.get(key):
             words += [flag, str(settings[key])]
-    words += shared_flags(experiment, merged_hyp(experiment, settings, folder / "hyp" / "teacher.yaml"), settings)
+    hyp = merged_hyp(experiment, settings, folder / "hyp" / "teacher.yaml", shared)
+    words += shared_flags(experiment, hyp, settings)
     LOGGER.info("\n[teacher]")
     return Run("teacher", seed, train_one(experiment, folder, "teacher", words))
 
@@ -79,9 +115,11 @@ def shared_flags(experiment: Experiment, hyp: Path, settings: Mapping[str, Any])
     return [word for name, value in values.items() for word in (f"--{name}", str(value))]
 
 
-def merged_hyp(experiment: Experiment, settings: Mapping[str, Any], path: Path) -> Path:
+def merged_hyp(
+    experiment: Experiment, settings: Mapping[str, Any], path: Path, shared: Mapping[str, Any] | None = None
+) -> Path:
     """Writes a hyper-parameter file with the changes of the experiment and then of the arm, and checks it."""
-    source, values = merged_values(experiment, settings)
+    source, values = merged_values(experiment, settings, shared)
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as stream:
         stream.write(f"# {source} with the changes of the experiment {experiment.name}\n")

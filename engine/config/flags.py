@@ -6,6 +6,7 @@ import argparse
 from collections.abc import Sequence
 from typing import Any
 
+from engine.config.options import IMPORTANCES, INITS
 from utils.errors import UsageError
 from utils.paths import run_path
 from utils.running.cli import (
@@ -128,9 +129,24 @@ def _add_outputs(parser: argparse.ArgumentParser, project: str) -> None:
     add("--save_period", "--save-period", type=int, default=-1, help="also keep a copy every so many epochs")
 
 
+def add_inheriting(parser: argparse.ArgumentParser, distil: bool = False) -> None:
+    """The flags that say which network a student starts as a part of."""
+    add = parser.add_argument
+    if distil:
+        add(
+            "--init", choices=INITS, default="auto",
+            help="what the student starts as: a part cut out of its teacher (inherit), or random weights (scratch); "
+            "auto: inherit where --cfg is of the teacher's kind and --weights says nothing else",
+        )  # fmt: skip
+    else:
+        add("--inherit", default="", metavar="PT", help="start as a part cut out of this trained, larger network")
+    add("--inherit-importance", choices=IMPORTANCES, default="taylor", help="what chooses the channels that are kept")
+
+
 def add_distillation(parser: argparse.ArgumentParser) -> None:
     """The flags that train_distill.py has besides."""
     add = parser.add_argument
+    add_inheriting(parser, distil=True)
     add(
         "--teacher-weights", nargs="+", default=[], metavar="PT",
         help="the teacher's checkpoint, upstream's .pt too; several share the work; ema: the student's own average",
@@ -187,6 +203,8 @@ def training_options(namespace: argparse.Namespace) -> dict[str, Any]:
     named = values.pop("teacher_weights", [])
     teachers = [named] if isinstance(named, str) else named
     values["teacher_weights"], values["more_teachers"] = (teachers or [""])[0], tuple(teachers[1:])
+    if values.get("inherit") and "init" not in values:
+        values["init"] = "inherit"
     _check_numbers(values)
     run_path(values["project"], values["name"])
     return values

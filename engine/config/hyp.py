@@ -20,7 +20,8 @@ from utils.yaml_io import check_keys, load_yaml
 class Hyp:
     """The hyper-parameters of a training. Names and units are upstream's; hyp/scratch-low.yaml explains each.
 
-    Loss gains are those of the file, before the scaling by levels, classes and image size.
+    Loss gains are those of the file, before the scaling by levels, classes and image size. `nbs` and `ema_ramp` may be
+    "auto": numbers that follow from the length of the training (`engine.training.schedule.resolve_auto`).
     """
 
     # optimisation
@@ -31,7 +32,8 @@ class Hyp:
     warmup_epochs: float = 3.0
     warmup_momentum: float = 0.8
     warmup_bias_lr: float = 0.1
-    nbs: int = 64
+    nbs: int | str = 64
+    ema_ramp: float | str = 2000.0
     # detection loss
     box: float = 0.05
     cls: float = 0.5
@@ -94,7 +96,9 @@ FRACTIONS = (
     "paste_in",
     "translate",
 )
-POSITIVE = ("lr0", "nbs", "anchor_t", "mixup_alpha")
+AUTO = "auto"
+AUTO_NUMBERS = ("nbs", "ema_ramp")
+POSITIVE = ("lr0", *AUTO_NUMBERS, "anchor_t", "mixup_alpha")
 BELOW_ONE = ("momentum", "warmup_momentum", "scale")
 OPTIONAL_NUMBERS = ("anchors", "loss_ota")
 WHOLE_NUMBERS = (*OPTIONAL_NUMBERS, "enlarge_small_boxes", "close_mosaic", "nbs")
@@ -127,6 +131,8 @@ def hyp_from_dict(values: Mapping[str, Any], where: str) -> Hyp:
             clean[name] = {} if value is None and name.startswith("kd_") else value
         elif name in OPTIONAL_NUMBERS and value is None:
             clean[name] = None
+        elif name in AUTO_NUMBERS and value == AUTO:
+            clean[name] = AUTO
         elif isinstance(value, bool) or not isinstance(value, int | float):
             raise UserError(
                 f"{where}: {name} must be a number, found {shown(value)}; "

@@ -5,6 +5,12 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
+INITS = ("auto", "inherit", "scratch")
+"""What a student starts as: a part of its teacher where the pair allows it, in any case, or in no case."""
+IMPORTANCES = ("taylor", "l1", "l2", "bn", "random")
+LATER = {"init": "scratch", "inherit": "", "inherit_importance": "taylor"}
+"""Options that files of earlier versions lack, with the values that do what those versions did."""
+
 
 @dataclass(frozen=True)
 class TrainOptions:
@@ -42,6 +48,10 @@ class TrainOptions:
     seed: int = 0
     close_mosaic: int = 0
     compile: bool = False
+    # what a student starts as
+    init: str = "auto"
+    inherit: str = ""
+    inherit_importance: str = "taylor"
     # distillation
     teacher_weights: str = ""
     more_teachers: tuple[str, ...] = ()

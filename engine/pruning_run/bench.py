@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -14,18 +13,15 @@ from torch import Tensor, nn
 
 from checkpoints.checkpoint import Checkpoint, load_model
 from data.config import load_dataset_config
-from data.dataset import DetectionDataset
 from data.labels import build_index
-from data.loader import Batch, DetectionLoader, create_loader, validation_loader
+from data.loader import Batch, DetectionLoader, validation_loader
 from data.synthetic import ensure_dataset
 from engine.inference.class_order import adopt_names
 from engine.inference.evaluate import VALIDATION_IOU, EvalResult, evaluate
 from engine.pruning_run.config import PruneOptions, base_hyp, distillation_values, plain_values
-from engine.training.criterion import build_criteria
-from engine.training.data import augment_config
+from engine.training.criterion import loss_by_batch
+from engine.training.data import sample_batches
 from models.yolo import Model
-from pruning import PruneError
-from pruning.pruner import run_for_outputs
 from utils.device import images_to_device, select_device
 from utils.errors import UserError
 from utils.paths import replacing
@@ -75,15 +71,9 @@ class Workbench:
     @cached_property
     def batches(self) -> list[Batch]:
         """Batches as the training sees them, augmented: BatchNorm's statistics belong to such images."""
-        training = self.options.training
+        training = replace(self.options.training, img_size=(self.img_size, self.img_size))
         index = build_index(self.config.split("train"), self.config.nc, need_boxes=True, prefix="train")
-        dataset = DetectionDataset(
-            index, self.img_size, augment_config(self.hyp), batch_size=training.batch_size, stride=self.stride,
-            seed=training.seed,
-        )  # fmt: skip
-        loader = create_loader(dataset, training.batch_size, workers=training.workers, seed=training.seed)
-        loader.set_epoch(0)
-        return list(itertools.islice(loader, self.options.batches))
+        return sample_batches(index, training, self.hyp, self.stride, self.options.batches)
 
     @cached_property
     def loader(self) -> DetectionLoader:
@@ -108,16 +98,7 @@ class Workbench:
 
     def loss_of(self, model: Model) -> Any:
         """(model, batch) -> the detection loss, with BatchNorm's statistics as they are."""
-        criterion, _ = build_criteria(model, self.hyp, self.img_size, 0.0, self.device)
-
-        def loss(network: nn.Module, batch: Batch) -> Tensor:
-            predictions = run_for_outputs(network, images_to_device(batch.images, self.device))
-            value, _ = criterion(predictions, batch.targets)
-            if not value.isfinite():
-                raise PruneError("the detection loss is not finite on training images; check the model and its data")
-            return value
-
-        return loss
+        return loss_by_batch(model, self.hyp, self.img_size, self.device)
 
 
 @dataclass

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from data.loader import Batch
 from engine.config.hyp import Hyp
 from losses import SimOTAAuxLoss, SimOTALoss, YOLOv5Loss, YOLOv8Loss, scale_gains
 from models.heads.anchor import AnchorHead, IAuxDetect
 from models.heads.anchor_free import AnchorFreeDetect
 from models.yolo import Model
+from utils.device import images_to_device
 from utils.errors import UserError
 from utils.logging import LOGGER
 
@@ -78,3 +81,30 @@ def _losses(model: Model, hyp: Hyp, image_size: int, label_smoothing: float) -> 
         )
     loss_class = SimOTALoss if transport else YOLOv5Loss
     return (loss_class(head.anchors, strides, model.nc, **settings),)
+
+
+def loss_by_batch(
+    model: Model, hyp: Hyp, image_size: int, device: torch.device, labels: Callable[[Tensor], Tensor] | None = None
+) -> Callable[[nn.Module, Batch], Tensor]:
+    """(model, batch) -> its detection loss, with the statistics of BatchNorm as they are: for Taylor importance.
+
+    Args:
+        model: chooses the loss.
+        hyp: gains as in the file.
+        image_size: of the training, in pixels.
+        device: where the model is.
+        labels: makes the model's labels of a batch's, where its classes are others.
+    """
+    from pruning import PruneError
+    from pruning.pruner import run_for_outputs
+
+    criterion, _ = build_criteria(model, hyp, image_size, 0.0, device)
+
+    def loss(network: nn.Module, batch: Batch) -> Tensor:
+        predictions = run_for_outputs(network, images_to_device(batch.images, device))
+        value, _ = criterion(predictions, labels(batch.targets) if labels else batch.targets)
+        if not value.isfinite():
+            raise PruneError("the detection loss is not finite on training images; check the model and its data")
+        return value
+
+    return loss

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -13,7 +14,7 @@ from data.augmentation.augment import AugmentConfig
 from data.config import DatasetConfig
 from data.dataset import DetectionDataset
 from data.labels import DatasetIndex, build_index
-from data.loader import DetectionLoader, create_loader, validation_loader
+from data.loader import Batch, DetectionLoader, create_loader, validation_loader
 from data.unlabeled import MixedLoader, add_unlabelled
 from engine.config.hyp import Hyp
 from engine.config.options import TrainOptions
@@ -66,6 +67,26 @@ def build_data(
         train = add_unlabelled(labelled, options.unlabeled, extra, augment_config(hyp), withheld=withheld, **share)
     val = validation_loader(val_index, image_sizes[1], batch_size, options.workers, stride) if world.is_main else None
     return TrainingData(train, val, train_index, val_index)
+
+
+def sample_batches(index: DatasetIndex, options: TrainOptions, hyp: Hyp, stride: int, count: int) -> list[Batch]:
+    """The first batches of a training's images, augmented: the statistics of BatchNorm belong to such images.
+
+    They come from a loader of their own; that of the training begins as if nobody had looked.
+
+    Args:
+        index: the training images.
+        options: the training's, its image size a multiple of the stride.
+        hyp: its augmentation.
+        stride: the model's largest.
+        count: how many batches at most.
+    """
+    dataset = DetectionDataset(
+        index, options.img_size[0], augment_config(hyp), batch_size=options.batch_size, stride=stride, seed=options.seed
+    )
+    loader = create_loader(dataset, options.batch_size, workers=options.workers, seed=options.seed)
+    loader.set_epoch(0)
+    return list(itertools.islice(loader, count))
 
 
 def split_index(options: TrainOptions, config: DatasetConfig, split: str) -> DatasetIndex:

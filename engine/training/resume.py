@@ -13,7 +13,7 @@ from checkpoints.checkpoint import Checkpoint, load_checkpoint
 from data.config import DatasetConfig, load_dataset_config
 from data.synthetic import ensure_dataset
 from data.unlabeled import MixedLoader
-from engine.config.hyp import Hyp, hyp_from_dict, read_hyp
+from engine.config.hyp import AUTO, AUTO_NUMBERS, Hyp, hyp_from_dict, read_hyp
 from engine.config.options import TrainOptions
 from engine.distilling.teachers import OWN_AVERAGE
 from engine.runfolder import RunFolder
@@ -33,7 +33,7 @@ FREE = ("device", "workers", "cache", "noplots", "save_period", "patience", "tea
 """Flags that may change: they say where and how long is computed, not what."""
 MOVED = ("data", "unlabeled", "teacher_weights")
 """Flags that name files, which may lie elsewhere by now; their content must be what it was."""
-FILES = ("weights", "cfg", *MOVED)
+FILES = ("weights", "cfg", "inherit", *MOVED)
 
 
 @dataclass
@@ -164,7 +164,9 @@ def changed_options(
 def _is_same(name: str, old: Any, new: Any, hyp: Hyp, checkpoint: Checkpoint) -> bool:
     """Whether a flag means what the run has anyway."""
     if name == "hyp":
-        return hyp_from_dict(read_hyp(new).to_dict(), new) == hyp
+        read = hyp_from_dict(read_hyp(new).to_dict(), new)
+        numbers: dict[str, Any] = {key: getattr(hyp, key) for key in AUTO_NUMBERS if getattr(read, key) == AUTO}
+        return replace(read, **numbers) == hyp
     if name == "img_size":  # rounded up in the run
         stride = max(map(int, checkpoint.stride), default=1)
         return tuple(-(-size // stride) * stride for size in new) == old

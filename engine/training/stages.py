@@ -10,7 +10,7 @@ from typing import Any
 from checkpoints.checkpoint import load_checkpoint
 from data.config import load_dataset_config
 from data.labels import build_index
-from engine.config.hyp import hyp_from_dict, read_hyp
+from engine.config.hyp import AUTO, AUTO_NUMBERS, hyp_from_dict, read_hyp
 from engine.config.options import TrainOptions
 from engine.runfolder import RunFolder
 from engine.training.state_check import upgraded
@@ -21,7 +21,7 @@ from utils.text import shown, shown_path
 
 FREE_FLAGS = ("device", "workers", "cache", "noplots")  # change nothing about what a training gives
 PLACE_FLAGS = ("exist_ok", "project", "name")  # the folder is looked for at its place, wherever that was
-FILES = ("weights", "hyp", "teacher_weights")  # whose content counts
+FILES = ("weights", "hyp", "teacher_weights", "inherit")  # whose content counts
 
 
 def check_stage(folder: Path, training: TrainOptions, free: Collection[str] = FREE_FLAGS) -> None:
@@ -49,11 +49,17 @@ def check_stage(folder: Path, training: TrainOptions, free: Collection[str] = FR
     if checkpoint.hyp:
         both = (checkpoint.hyp, read_hyp(training.hyp).to_dict())
         was, wanted = (hyp_from_dict(values, training.hyp).to_dict() for values in both)
-        key = next((key for key in was if was[key] != wanted[key]), "")
+        chosen = [key for key in AUTO_NUMBERS if wanted[key] == AUTO]  # by the length of the training, which counts
+        key = next((key for key in was if was[key] != wanted[key] and key not in chosen), "")
         if key:
             raise _another(folder, f"its hyper-parameters are others: {key} was {shown(was[key])}, "
                            f"now {shown(wanted[key])}")  # fmt: skip
-    hashes = {"teacher_weights": checkpoint.extra.get("teacher"), "weights": run.manifest().get("start")}
+    manifest = run.manifest()
+    hashes = {
+        "teacher_weights": checkpoint.extra.get("teacher"),
+        "weights": manifest.get("start"),
+        "inherit": manifest.get("init"),
+    }
     for name, facts in hashes.items():
         known, path = facts.get("sha256") if isinstance(facts, dict) else "", getattr(training, name)
         if not known and before.get(name, path) != path:

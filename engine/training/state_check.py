@@ -14,14 +14,17 @@ from torch import Tensor
 from checkpoints.checkpoint import Checkpoint
 from engine.config.flags import training_options
 from engine.config.hyp import Hyp, hyp_from_dict
-from engine.config.options import TrainOptions
+from engine.config.options import IMPORTANCES, INITS, LATER, TrainOptions
 from engine.training.loop import Trainer, TrainState
 from utils.errors import UserError
 from utils.text import printable, shown
 
 LARGEST_STEP = 10**12
-RUN_VERSION = 2
-"""Of what a file says of its run. A file without a version has version 1, which knew no `data` and less `state`."""
+RUN_VERSION = 3
+"""Of what a file says of its run. A file without a version has version 1, which knew no `data` and less `state`;
+version 2 knew fewer `options`."""
+LATER_HYP = {"ema_ramp": 2000.0}
+"""Hyper-parameters that files of earlier versions lack, with the values that do what those versions did."""
 ENTRIES: dict[str, type] = {"version": int, "options": dict, "state": dict, "data": dict, "world_size": int}
 """What a file says of its run, as long as the run can be continued or extended."""
 TRAINING_ENTRIES: dict[str, type] = {
@@ -64,12 +67,16 @@ def upgraded(entry: Any) -> Any:
 
     What an earlier version did not know is not taken for damage. Anything newer is, as it is not understood.
     """
-    if not isinstance(entry, Mapping) or "version" in entry:
+    version = entry.get("version") if isinstance(entry, Mapping) else None
+    first = isinstance(entry, Mapping) and "version" not in entry
+    if not first and (type(version) is not int or version != RUN_VERSION - 1):
         return entry
-    fresh, state = asdict(TrainState()), entry.get("state")
-    later = {name: fresh[name] for name in ("first_epoch", "best_ap", "changes")}
-    newer = {"state": {**later, **state}} if isinstance(state, Mapping) else {}
-    return {"data": {}, **entry, **newer, "version": RUN_VERSION}
+    options, state = entry.get("options"), entry.get("state")
+    newer: dict[str, Any] = {"options": {**LATER, **options}} if isinstance(options, Mapping) else {}
+    if first and isinstance(state, Mapping):
+        fresh = asdict(TrainState())
+        newer["state"] = {**{name: fresh[name] for name in ("first_epoch", "best_ap", "changes")}, **state}
+    return {**({"data": {}} if first else {}), **entry, **newer, "version": RUN_VERSION}
 
 
 def checked_options(values: Mapping[Any, Any]) -> TrainOptions:
@@ -86,6 +93,8 @@ def checked_options(values: Mapping[Any, Any]) -> TrainOptions:
     plain: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
     require(len(plain["img_size"]) == 2 and len(plain["freeze"]) > 0, "img_size or freeze has another length")
     require(plain["cache"] in (None, "ram", "disk"), f"the option cache is {shown(plain['cache'])}")
+    for name, known_values in (("init", INITS), ("inherit_importance", IMPORTANCES)):
+        require(plain[name] in known_values, f"the option {name} is {shown(plain[name])}")
     require(0 <= plain["sparsity"] < math.inf, f"the option sparsity is {shown(plain['sparsity'])}")
     teachers = [path for path in (plain["teacher_weights"], *plain["more_teachers"]) if path]
     flags = {**plain, "teacher_weights": teachers}
@@ -106,6 +115,7 @@ def _is_like(value: Any, default: Any) -> bool:
 
 def checked_hyp(values: Mapping[Any, Any], where: str) -> Hyp:
     """The hyper-parameters of a run from its file; every one must be there."""
+    values = {**LATER_HYP, **values}
     for name in (f.name for f in fields(Hyp)):
         require(name in values, f"the hyper-parameter {name} is missing")
     return hyp_from_dict(values, where)

@@ -16,11 +16,20 @@ from data.config import DatasetConfig
 from engine.config.hyp import Hyp, read_hyp
 from engine.config.options import TrainOptions
 from engine.distilling.distillers import build_distillers, check_recipe
+from engine.distilling.inheriting import (
+    NUM_BATCHES,
+    Heritage,
+    Start,
+    check_start,
+    find_heritage,
+    inherit_part,
+    other_start,
+)
 from engine.inference.evaluate import VALIDATION_IOU, EvalResult, evaluate
 from engine.runfolder import RunFolder
 from engine.training.autoanchor import check_anchors
-from engine.training.criterion import build_criteria
-from engine.training.data import TrainingData, build_data, class_weights, describe_data, image_weights
+from engine.training.criterion import build_criteria, loss_by_batch
+from engine.training.data import TrainingData, build_data, class_weights, describe_data, image_weights, sample_batches
 from engine.training.distributed import World, agree, announced_world, broadcast_module, join_world, leave_world
 from engine.training.ema import ModelEMA
 from engine.training.finish import TrainResult, evaluate_trained, finish
@@ -39,10 +48,10 @@ from engine.training.resume import (
     plan_resumption,
     record_changes,
 )
-from engine.training.schedule import LearningSchedule
+from engine.training.schedule import LearningSchedule, resolve_auto
 from engine.training.state import restore_training, save_last, save_training
 from models.yolo import Model
-from utils.device import seed_everything, select_device
+from utils.device import random_streams_kept, seed_everything, select_device
 from utils.logging import LOGGER, setup_logging
 from utils.paths import file_hash
 from utils.running.processes import advise
@@ -101,6 +110,7 @@ def set_up(
 ) -> tuple[Trainer, TrainingData]:
     """Everything up to the first step, or up to the first after the checkpoint's."""
     seed_everything(options.seed)
+    check_start(options, distil)
     if distil:
         check_recipe(options, hyp)
     elif hyp.distills:
@@ -110,6 +120,7 @@ def set_up(
     config = open_data(options, plan)
     nc, names = (1, ("item",)) if options.single_cls else (config.nc, config.names)
     model = resumed_model(plan.checkpoint, nc, names) if plan else build_model(options, hyp, nc, names)
+    heritage = find_heritage(options, distil, model) if world.is_main and not plan else None
     stride = int(max(model.stride))
     sizes = (
         rounded_size(options.img_size[0], stride, "--img-size"),
@@ -118,19 +129,50 @@ def set_up(
     options = replace(options, img_size=sizes)
     freeze_layers(model, options.freeze)
     data = build_data(options, hyp, config, stride, world, sizes)
-    if not options.noautoanchor and not plan:
-        check_anchors(model, data.train_index, sizes[0], hyp.anchor_t)
+    hyp, chosen = resolve_auto(hyp, options.epochs, len(data.train), options.batch_size)
+    if chosen:
+        LOGGER.info(chosen)
     model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    start = Start() if plan else start_student(model, heritage, options, hyp, data, world, device)
+    heritage = None  # or the teacher would stay in memory all the while
     broadcast_module(model, world)
     facts = data_facts(config, data)
     trainer, teacher = assemble(options, hyp, model, data, facts, distil, world, device, plan)
-    start_folder(trainer, config, data, teacher, resumed=plan is not None)
+    start_folder(trainer, config, data, teacher, start, resumed=plan is not None)
     if plan:
         go_on(trainer, plan, teacher, facts)
     guard_lone_images(trainer)
     if world.is_main and not options.noplots and not plan:
         plot_training_batches(trainer, names)
     return trainer, data
+
+
+def start_student(
+    student: Model,
+    heritage: Heritage | None,
+    options: TrainOptions,
+    hyp: Hyp,
+    data: TrainingData,
+    world: World,
+    device: torch.device,
+) -> Start:
+    """Lets a student inherit, where it can, else looks after its anchors.
+
+    The main process, which has the heritage, does it; the others learn whether it was done.
+    """
+    start = None
+    if heritage:
+        from pruning import labels_for_teacher
+
+        classes, teacher = heritage.classes, heritage.teacher.to(device)
+        with random_streams_kept():
+            batches = sample_batches(data.train_index, options, hyp, int(max(student.stride)), NUM_BATCHES)
+            loss = loss_by_batch(teacher, hyp, options.img_size[0], device, lambda t: labels_for_teacher(t, classes))
+            val = None if options.notest else data.val
+            start = inherit_part(student, heritage, options, batches, loss, val, device)
+    if not agree(start is not None, world) and not options.noautoanchor:
+        check_anchors(student, data.train_index, options.img_size[0], hyp.anchor_t)
+    return start or other_start(options)
 
 
 def go_on(trainer: Trainer, plan: Resumption, teacher: dict[str, Any], facts: dict[str, Any]) -> None:
@@ -185,7 +227,7 @@ def assemble(
     length = options.epochs - (plan.state.first_epoch if plan else 0)  # of an extension, whose schedules are its own
     if world.active and options.sync_bn and device.type == "cuda":
         model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
-    ema = ModelEMA(model)
+    ema = ModelEMA(model, ramp=float(hyp.ema_ramp))
     shortened = replace(options, epochs=length)
     extra_losses, teacher = build_extra_losses(model, ema, shortened, hyp, distil, world, device)
     criterion, val_criterion = build_criteria(model, hyp, options.img_size[0], options.label_smoothing, device)
@@ -260,20 +302,28 @@ def wrap(model: Model, options: TrainOptions, world: World, device: torch.device
 
 
 def start_folder(
-    trainer: Trainer, config: DatasetConfig, data: TrainingData, teacher: dict[str, Any], resumed: bool
+    trainer: Trainer,
+    config: DatasetConfig,
+    data: TrainingData,
+    teacher: dict[str, Any],
+    start: Start,
+    resumed: bool,
 ) -> None:
     """Says what is about to be trained, and writes it into the run folder."""
     model, run = trainer.model, trainer.run_folder
     LOGGER.info(str(model.summary(trainer.options.img_size[0])))
     LOGGER.info(f"run folder: {run.path}")
-    start = trainer.options.weights
+    weights = trainer.options.weights
     if not resumed:
         run.write_yaml("opt.yaml", trainer.options.to_dict())
         run.write_yaml("hyp.yaml", trainer.hyp.to_dict())
+        if start.table:
+            run.write_lines("inherited.txt", start.table)
         facts = describe_data(config, data) | {
             "seed": trainer.options.seed,
+            "init": start.facts,
             "teacher": teacher,
-            "start": {"path": start, "sha256": file_hash(start)} if start else None,
+            "start": {"path": weights, "sha256": file_hash(weights)} if weights else None,
             "world_size": trainer.world.size,
         }
         run.write_manifest(facts)

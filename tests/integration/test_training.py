@@ -125,6 +125,7 @@ def test_two_processes_train_one_model(tiny: Path, base: list[str], teacher: Pat
     run = tiny / "runs" / "ddp"
     assert len(rows_of(run)) == 1
     assert out.count("epoch 1/1: AP") == 1, "only the first process reports"
+    assert out.count("AP right after the cut") == 1, "and inherits, for both"
     assert all(torch.isfinite(v).all() for v in weights_of(run).values() if v.is_floating_point())
 
 

@@ -6,18 +6,21 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 
 import engine.comparing.runs as compare
 from checkpoints.checkpoint import save_checkpoint
+from data.synthetic import render_dataset
 from engine.comparing.compare import run_experiment
-from engine.comparing.experiment import Experiment, check_files, load_experiment
+from engine.comparing.experiment import Experiment, automatic, check_files, load_experiment, merged_values
 from engine.comparing.report import write_report
 from engine.comparing.runs import merged_hyp, train_all, train_one
 from engine.comparing.summary import Run, summarise
 from engine.config.hyp import read_hyp
 from engine.training.state import model_entry
 from models.yolo import Model
+from pruning import plan_inheritance
 from tests.golden import ROOT
 from utils.errors import UserError
 
@@ -31,6 +34,7 @@ CONTENT: dict[str, Any] = {
         "fgd": {"hyp": str(ROOT / "hyp/distill.fgd.yaml"), "changes": {"lr0": 0.5}},
     },
     "hyp": str(ROOT / "hyp/scratch-low.yaml"),
+    "changes": {"nbs": 64, "ema_ramp": 2000},  # or the data set would be looked at
     "epochs": 3,
     "seeds": [0, 4],
 }
@@ -91,6 +95,9 @@ def test_given_values_replace_those_of_the_file(tmp_path: Path) -> None:
         ({"arms": {}}, "arms is empty"),
         ({"arms": {"one": "hyp.yaml"}}, "arms: one is 'hyp.yaml'; expected settings"),
         ({"arms": {"one": {"distil": "no"}}}, "arms: one: distil is 'no'; expected true or false"),
+        ({"arms": {"one": {"init": "teacher"}}}, "one: init is 'teacher'; expected one of auto, inherit, scratch"),
+        ({"arms": {"one": {"importance": 1}}}, "one: importance is 1; expected one of taylor, l1"),
+        ({"arms": {"one": {"epochs": 0}}}, "one: epochs is 0; expected a whole number of at least 1"),
         ({"epochs": 10**12}, "epochs is 1000000000000; expected a whole number of at most"),
         ({"img_size": 8}, "img_size is 8; expected a whole number of at least 32"),
         ({"workers": 10**9}, "workers is 1000000000; expected a whole number of at most 1024"),
@@ -165,6 +172,20 @@ def test_changes_of_the_arm_come_after_those_of_the_experiment(tmp_path: Path) -
         merged_hyp(tried, {"changes": {"lr": 0.5}}, tmp_path / "hyp" / "x.yaml")
 
 
+@pytest.mark.parametrize("path", sorted((ROOT / "experiments").glob("*.yaml")), ids=lambda path: path.stem)
+def test_a_shipped_experiment_can_be_read_and_its_student_inherits(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    found = load_experiment(path)
+    assert found.name == path.stem and f"--experiment experiments/{path.name}" in path.read_text()
+    for settings in (found.teacher, *found.arms.values()):
+        merged_values(found, settings)
+    assert automatic(found), "the arms with a recipe and those without make equally many steps"
+    if "cfg" in found.teacher:
+        with torch.device("meta"):
+            student, teacher = Model(found.student), Model(found.teacher["cfg"])
+        assert plan_inheritance(student, teacher).share == 1
+
+
 # Trainings
 
 
@@ -221,6 +242,38 @@ def test_a_recipe_can_be_trained_without_its_teacher(tmp_path: Path, monkeypatch
     assert len(fake.commands) == 1 and fake.commands[0][0] == "train.py"
     with pytest.raises(UserError, match="teacher weights .* does not exist"):
         train_all(experiment(tmp_path, teacher={"weights": "nowhere.pt"}), tmp_path)
+
+
+def test_what_an_arm_starts_as(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fake = FakeTraining(monkeypatch)
+    fgd, plain = CONTENT["arms"]["fgd"], CONTENT["arms"]["baseline"]
+    arms = {
+        "baseline": plain, "long": {**plain, "epochs": 12}, "inherited": {**plain, "init": "inherit"},
+        "random": {**fgd, "distil": False, "init": "inherit", "importance": "random"},
+        "distilled": fgd, "scratch": {**fgd, "init": "scratch"},
+    }  # fmt: skip
+    runs = train_all(experiment(tmp_path, arms=arms, seeds=[0]), tmp_path)
+    words = {run.role: " ".join(command) for run, command in zip(runs, fake.commands)}
+    inheriting = {role for role, line in words.items() if f" --inherit {runs[0].weights} " in line}
+    assert inheriting == {"inherited", "random"} and words["random"].startswith("train.py")
+    assert "--inherit-importance random" in words["random"]
+    assert {role for role, line in words.items() if " --epochs 12 " in line} == {"long"}
+    given = {role: line.partition("--init ")[2].split(" ")[0] for role, line in words.items() if "--init " in line}
+    assert given == {"distilled": "auto", "scratch": "scratch"}
+
+
+def test_auto_is_one_number_for_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    FakeTraining(monkeypatch)
+    data = render_dataset(tmp_path / "set", num_train=40, num_val=2, num_test=2, img_size=64, seed=0)
+    baseline, fgd = CONTENT["arms"]["baseline"], CONTENT["arms"]["fgd"]
+    arms = {"baseline": {**baseline, "epochs": 40}, "fgd": fgd, "own": {**baseline, "changes": {"nbs": 32}}}
+    changes: dict[str, Any] = {"lr0": 0.02}
+    train_all(experiment(tmp_path, arms=arms, changes=changes, data=str(data), batch_size=16, epochs=10), tmp_path)
+    numbers = {path.stem: read_hyp(path) for path in (tmp_path / "hyp").glob("*.yaml")}
+    # 3 batches an epoch, a step after each: 30 steps, a fifth of which are 6
+    assert {name: (hyp.nbs, hyp.ema_ramp) for name, hyp in numbers.items()} == {
+        "teacher": (16, 6), "baseline": (16, 6), "fgd": (16, 6), "own": (32, 6)
+    }  # fmt: skip
 
 
 def test_a_finished_training_is_not_repeated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

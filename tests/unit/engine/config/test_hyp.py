@@ -18,9 +18,20 @@ def test_every_shipped_file_is_valid_and_says_how_to_use_it(path: Path) -> None:
     assert f"hyp/{path.name}" in "\n".join(path.read_text().splitlines()[:12])
 
 
+def test_plain_files_keep_the_numbers_of_upstream() -> None:
+    for path in (ROOT / "hyp").glob("scratch*.yaml"):
+        hyp = read_hyp(path)
+        assert (hyp.nbs, hyp.ema_ramp) == (64, 2000), path.name
+    few = read_hyp(ROOT / "hyp/few-images.yaml")
+    assert (few.nbs, few.ema_ramp) == ("auto", "auto")
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
+        ("nbs: automatic", "nbs must be a number, found 'automatic'"),
+        ("ema_ramp: 0", "ema_ramp is 0, expected a number of more than 0"),
+        ("lr0: auto", "lr0 must be a number, found 'auto'"),
         ("lr_0: 0.1", "unknown key 'lr_0'; did you mean 'lr0'"),
         ("lr0: fast", "lr0 must be a number, found 'fast'"),
         ("lr0: 1e-3", "lr0 must be a number"),  # yaml reads this as text: the remedy is in the message

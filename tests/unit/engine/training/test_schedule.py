@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from engine.config.hyp import Hyp
-from engine.training.schedule import LearningSchedule, lr_factor
+from engine.training.schedule import LearningSchedule, lr_factor, resolve_auto
 from tests.golden import load_json
 
 
@@ -19,6 +19,27 @@ def test_factor_of_the_published_schedules() -> None:
 
 def test_a_single_epoch_has_no_division_by_zero() -> None:
     assert lr_factor(0, 1, 0.1, linear=True) == 1.0
+
+
+@pytest.mark.parametrize(
+    ("epochs", "batches", "batch_size", "nbs", "ramp"),
+    [
+        (90, 13, 16, 16, 234.0),  # 205 images: 1170 steps, where 64 would make 1170 // 4 = 292
+        (100, 7330, 16, 64, 2000.0),  # 183,250 steps
+        (400, 100, 16, 64, 2000.0),  # 40,000 // 4 = 10,000 steps are enough
+        (400, 99, 16, 16, 2000.0),  # 9,900 are not: 39,600 steps, a fifth of which is more than 2000
+        (10, 50, 4, 16, 25.0),  # at least 16: a step every 4 batches, 500 // 4 = 125
+        (10, 50, 128, 128, 100.0),  # a batch is a step
+        (1, 2, 16, 16, 1.0),
+    ],
+)
+def test_few_images_get_many_steps(epochs: int, batches: int, batch_size: int, nbs: int, ramp: float) -> None:
+    hyp, line = resolve_auto(Hyp(nbs="auto", ema_ramp="auto"), epochs, batches, batch_size)
+    assert (hyp.nbs, hyp.ema_ramp) == (nbs, ramp)
+    assert f"nbs is {nbs}, ema_ramp is {ramp:g}" in line
+    LearningSchedule(hyp, epochs, batches, batch_size)
+    assert resolve_auto(hyp, 1, 1, 1) == (hyp, ""), "numbers stay, as in a run that is resumed"
+    assert resolve_auto(Hyp(nbs=64, ema_ramp="auto"), 90, 13, 16)[0].ema_ramp == pytest.approx(58.4)
 
 
 @pytest.mark.parametrize("case", [0, 1, 2])
