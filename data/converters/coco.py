@@ -6,13 +6,14 @@ import json
 import os
 from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeGuard
 
 import numpy as np
 
 from data.config import MAX_CLASSES, SPLITS
-from data.converters.writing import AnnotatedImage, Annotation, Report, assign_splits, class_name, numbers
+from data.converters.writing import AnnotatedImage, Annotation, Report, assign_splits, class_name, numbers, stated_size
 from utils.errors import UserError
 from utils.paths import existing_file, read_bounded
 from utils.text import printable, shown, shown_path
@@ -73,12 +74,13 @@ def read_coco(
         folders = [image_folder, image_folder / split, image_folder / path.stem.split("_")[-1]]
         entries = _images(document["images"], report, path)
         of_image = _annotations(document["annotations"], categories, entries, keep_crowd, segments, report, path)
-        for number, name in entries.items():
-            source, name = _find_image(name, folders)
-            images.append(AnnotatedImage(source, name, split, tuple(of_image[number])))
+        for number, entry in entries.items():
+            source, name = _find_image(entry["file_name"], folders)
+            size = stated_size(entry.get("width"), entry.get("height"))
+            images.append(AnnotatedImage(source, name, split, tuple(of_image[number]), size))
     if ratios:
         dealt = assign_splits([image.name for image in images], ratios, seed)
-        images = [AnnotatedImage(image.source, image.name, dealt[image.name], image.annotations) for image in images]
+        images = [replace(image, split=dealt[image.name]) for image in images]
     return images, names
 
 
@@ -125,9 +127,9 @@ def _distinct_names(categories: Mapping[int | str, str], report: Report) -> list
     return list(names)
 
 
-def _images(entries: list[Any], report: Report, path: Path) -> dict[int | str, str]:
-    """The file name of each image by its number."""
-    found: dict[int | str, str] = {}
+def _images(entries: list[Any], report: Report, path: Path) -> dict[int | str, dict[str, Any]]:
+    """The entry of each image by its number."""
+    found: dict[int | str, dict[str, Any]] = {}
     for entry in entries:
         number, name = (entry.get("id"), entry.get("file_name")) if isinstance(entry, dict) else (None, None)
         if not _is_id(number) or not isinstance(name, str) or not name:
@@ -135,7 +137,7 @@ def _images(entries: list[Any], report: Report, path: Path) -> dict[int | str, s
         elif number in found:
             report.leave_out("images of an id that another has", f"{path}: {shown(number)}")
         else:
-            found[number] = name
+            found[number] = entry
     return found
 
 

@@ -8,7 +8,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from data.converters.writing import AnnotatedImage, Annotation, Report, assign_splits, class_name, numbers
+from data.converters.writing import AnnotatedImage, Annotation, Report, assign_splits, class_name, numbers, stated_size
 from data.converters.xml_tree import XmlError, parse_xml
 from data.decoding.files import read_regular, reason
 from data.decoding.images import IMAGE_SUFFIXES
@@ -77,7 +77,8 @@ def read_voc(
             found = files.get(stem, [source / IMAGE_FOLDERS[0] / f"{stem}.jpg"])
             image = _image_of(root, found, path, report)
             objects = _read_objects(root, path, report, keep_difficult, pixel_origin)
-            images.append(AnnotatedImage(image, image.name, split, objects))
+            size = stated_size(root.findtext("size/width"), root.findtext("size/height"))
+            images.append(AnnotatedImage(image, image.name, split, objects, size))
     return images
 
 

@@ -43,12 +43,21 @@ class Annotation:
 
 @dataclass(frozen=True, eq=False)
 class AnnotatedImage:
-    """One image of one split. `name` is its path below images/<split>, with forward slashes."""
+    """One image of one split.
+
+    Attributes:
+        source: the file.
+        name: its path below images/<split>, with forward slashes.
+        split: one of SPLITS.
+        annotations: its objects.
+        size: width and height that they were drawn on, in pixels; None where that is not said.
+    """
 
     source: Path
     name: str
     split: str
     annotations: tuple[Annotation, ...]
+    size: tuple[int, int] | None = None
 
 
 def numbers(values: Any, count: int) -> list[float] | None:
@@ -59,6 +68,15 @@ def numbers(values: Any, count: int) -> list[float] | None:
         return None
     found = [float(value) if abs(value) <= LARGEST else math.inf for value in values]  # nan is no more than that
     return found if all(map(math.isfinite, found)) else None
+
+
+def stated_size(width: Any, height: Any) -> tuple[int, int] | None:
+    """Width and height as an annotation states them, as numbers or text; None where it does not."""
+    try:
+        sides = [float(side) for side in (width, height)]
+    except (TypeError, ValueError, OverflowError):
+        return None
+    return (int(sides[0]), int(sides[1])) if all(1 <= side <= LARGEST for side in sides) else None
 
 
 def class_name(text: str) -> str:
@@ -153,6 +171,9 @@ def write_dataset(
         if free != relative:
             report.leave_out("images renamed, as another has their name in the split", f"{image.source} is {free}")
         taken[image.split, free.with_suffix("")] = os.path.realpath(image.source)
+        if image.size not in (None, (check.width, check.height)):
+            kind = "images of another size than their annotations say (their boxes may be wrong)"
+            report.leave_out(kind, f"{image.source}: {check.width} x {check.height}, not {image.size}")
         rows = _label_rows(image, (check.width, check.height), class_ids, report)
         _place(image.source, out / "images" / image.split / free, copy)
         label_file = (out / "labels" / image.split / free).with_suffix(".txt")

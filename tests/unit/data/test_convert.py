@@ -290,6 +290,14 @@ class TestVoc:
         assert all(index.problems == [] for index in indices)
         assert {(record.width, record.height) for index in indices for record in index.records} == {(640, 480)}
 
+    def test_an_image_of_another_size_than_annotated_is_told(
+        self, voc: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        voc_image(voc, "a", "<size><width>50</width><height>100</height></size>", voc_object("dog", (11, 6, 30, 25)))
+        assert main(["voc", "--source", str(voc), "--out", str(tmp_path / "out")]) == 0
+        told = capsys.readouterr().out
+        assert "1 images of another size than their annotations say" in told and "100 x 50, not (50, 100)" in told
+
 
 def coco_document(**changes: Any) -> dict[str, Any]:
     document = {
@@ -324,6 +332,20 @@ class TestCoco:
             "instances_train.json": document | {"images": [first]},
             "instances_val.json": document | {"images": [second]},
         }
+
+    @pytest.mark.parametrize(
+        ("width", "height", "told"),
+        [(100, 50, False), ("100", 50.0, False), (None, [1], False), (0, 0, False), (10**400, 1, False),
+         (50, 100, True), (200, 100, True)],
+    )  # fmt: skip
+    def test_an_image_of_another_size_than_annotated_is_told(
+        self, root: Path, capsys: pytest.CaptureFixture[str], width: Any, height: Any, told: bool
+    ) -> None:
+        documents = self.split()
+        for document in documents.values():
+            document["images"] = [{**image, "width": width, "height": height} for image in document["images"]]
+        assert self.run(root, documents)[0] == 0
+        assert ("images of another size than their annotations say" in capsys.readouterr().out) == told
 
     def test_categories_become_consecutive(self, root: Path) -> None:
         code, out = self.run(root, self.split())
