@@ -94,7 +94,8 @@ def test_killed_in_an_epoch_and_resumed_equals_uninterrupted(tiny: Path, base: l
 def test_weights_zero_change_nothing(tiny: Path, base: list[str], teacher: Path) -> None:
     common = [*base, "--cfg", tiny / "small.yaml", "--epochs", 2]
     checked("train.py", *common, "--hyp", tiny / "hyp.yaml", "--name", "plain")
-    checked("train_distill.py", *common, "--hyp", tiny / "zero.yaml", "--teacher-weights", teacher, "--name", "zero")
+    words = ["--hyp", tiny / "zero.yaml", "--teacher-weights", teacher, "--init", "scratch", "--name", "zero"]
+    checked("train_distill.py", *common, *words)
     assert_same_weights(tiny / "runs" / "plain", tiny / "runs" / "zero")
 
 
