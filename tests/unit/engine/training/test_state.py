@@ -4,6 +4,7 @@ import logging
 import os
 import random
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ import torch
 from torch import nn
 
 from checkpoints.checkpoint import load_checkpoint, save_checkpoint, strip_checkpoint
+from engine.config.hyp import Hyp
+from engine.config.options import TrainOptions
 from engine.training.loop import Trainer
 from engine.training.state import (
     model_entry,
@@ -24,6 +27,7 @@ from engine.training.state import (
     set_rng_states,
     strip_run,
 )
+from engine.training.state_check import checked_hyp, checked_options, upgraded
 from tests.unit.engine.training.training_toys import ToyDistiller, ToyLoader, ToyLoss, ToyModel
 from tests.unit.engine.training.training_toys import toy_trainer as trainer
 from tests.unit.engine.training.training_toys import toy_validation as finds
@@ -291,3 +295,16 @@ def test_how_far_a_run_has_come(tmp_path: Path, manifest: str | None) -> None:
     assert run.last.read_bytes() == once
     assert run_state(run.path) == ("finished" if manifest and "finished" in manifest else "evaluating")
     assert load_checkpoint(run.last).extra["run"].keys() == {"version", "options", "state", "data", "world_size"}
+
+
+def test_an_entry_of_an_earlier_version_does_what_that_version_did() -> None:
+    options = TrainOptions(init="auto", inherit="t.pt").to_dict()
+    older = {key: value for key, value in options.items() if key not in ("init", "inherit", "inherit_importance")}
+    found = upgraded({"version": 2, "options": older, "state": {}})
+    assert found["version"] == 3 and checked_options(found["options"]) == replace(TrainOptions(), init="scratch")
+    assert found["state"] == {} and "data" not in found, "what version 2 had is not made up"
+    for version in (3, 4, "2", True, None):
+        entry = {"version": version, "options": older}
+        assert upgraded(entry) is entry, "what is missing there is damage"
+    values = {key: value for key, value in Hyp(nbs=32).to_dict().items() if key != "ema_ramp"}
+    assert checked_hyp(values, "last.pt").ema_ramp == 2000
