@@ -200,6 +200,7 @@ def test_each_of_a_chain_inherits_from_the_one_before(tiny: Path, base: list[str
     assert checked("train_distill.py", *words, "--exist-ok").stdout.count("already trained") == 2
 
 
+@pytest.mark.slow
 def test_arms_that_inherit(tiny: Path, teacher: Path) -> None:
     content = {
         "name": "heirs", "data": str(tiny / "tiny.yaml"), "student": str(tiny / "small.yaml"), "img_size": 96,

@@ -87,6 +87,7 @@ def test_a_pruned_file_is_exported(pruned: Path) -> None:
     assert failed.returncode == 1 and "is an exported model" in failed.stderr
 
 
+@pytest.mark.slow
 def test_an_interrupted_training_of_a_pruned_model_is_resumed(pruned: Path, tiny: Path, base: list[str]) -> None:
     weights = pruned / "pruned" / "pruned.pt"
     words = ["train.py", *base, "--weights", weights, "--hyp", tiny / "hyp.yaml", "--epochs", 2, "--name", "p-resume"]
