@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +12,7 @@ from models.heads.anchor_free import AnchorFreeDetect
 from models.yolo import Model
 from utils.errors import UserError
 from utils.logging import LOGGER
-from utils.names import class_order, match_names
+from utils.names import class_order, match_names, unnamed
 
 
 def adopt_names(model: Model, names: Sequence[str], who: str, others: str) -> Model:
@@ -67,22 +67,64 @@ def reorder_classes(model: Model, order: Sequence[int]) -> None:
         model: the network; changed.
         order: for each class its index until now.
     """
-    for rows in _class_rows(model):
+    for parameter, dimension, anchors, before in _class_outputs(model):
+        rows = _by_output(parameter, dimension, anchors)[:, before:]
         rows.copy_(rows[:, list(order)].clone())
 
 
-def _class_rows(model: Model) -> Iterator[Tensor]:
-    """Views (anchors, nc, ...) of the parameters that make the class outputs."""
+@torch.no_grad()
+def take_classes(model: Model, weights: Mapping[str, Tensor], names: Sequence[str]) -> tuple[list[str], int]:
+    """Fills the head of a network from weights of another number of classes: boxes, objectness, classes by name.
+
+    Classes that the weights do not have stay as built, as in a student that inherits.
+
+    Args:
+        model: with its own names; changed.
+        weights: by name.
+        names: their classes.
+
+    Returns:
+        Names of the tensors that are filled, and how many classes are.
+
+    Raises:
+        UserError: a name may mean several classes.
+    """
+    by_number = unnamed(model.names) and unnamed(names)  # such names tell nothing where the numbers differ
+    found = match_names(model.names, names, "the data set's classes", "those of the weights")
+    pairs = [] if by_number else [(ours, theirs) for ours, theirs in enumerate(found) if theirs is not None]
+    keys = {id(parameter): key for key, parameter in model.named_parameters()}
+    taken = []
+    for parameter, dimension, anchors, before in _class_outputs(model):
+        key = keys[id(parameter)]
+        shape = list(parameter.shape)
+        shape[dimension] = anchors * (before + len(names))
+        if key not in weights or list(weights[key].shape) != shape or not (before or pairs):
+            continue
+        ours, theirs = (_by_output(tensor, dimension, anchors) for tensor in (parameter, weights[key]))
+        ours[:, :before] = theirs[:, :before].to(ours)
+        for mine, other in pairs:
+            ours[:, before + mine] = theirs[:, before + other].to(ours)
+        taken.append(key)
+    return taken, len(pairs) if taken else 0
+
+
+def _by_output(tensor: Tensor, dimension: int, anchors: int) -> Tensor:
+    """A view (anchors, outputs, ...) of a parameter, by the dimension of its outputs."""
+    rows = tensor[0] if dimension else tensor
+    return rows.view(anchors, len(rows) // anchors, *rows.shape[1:])
+
+
+def _class_outputs(model: Model) -> Iterator[tuple[nn.Parameter, int, int, int]]:
+    """The parameters that make the class outputs: dimension of the outputs, anchors, outputs before the classes."""
     head = model.head
     if isinstance(head, AnchorFreeDetect):
         convs: list[nn.Module] = [branch[-1] for branch in head.cv3]  # type: ignore[index, misc]
-        yield from (parameter[None] for conv in convs for parameter in conv.parameters())
+        yield from ((parameter, 0, 1, 0) for conv in convs for parameter in conv.parameters())
     elif isinstance(head, AnchorHead):
-        position = len(model.model) - 1
+        position, before = len(model.model) - 1, head.box_outputs + 1
         indices: list[int] = head.f  # type: ignore[assignment]
         sources = [model.model[index if index >= 0 else position + index] for index in indices]
-        tensors = [p for conv in head.prediction_convolutions(sources) for p in conv.parameters()]
+        for conv in head.prediction_convolutions(sources):
+            yield from ((parameter, 0, head.na, before) for parameter in conv.parameters())
         if isinstance(head, IDetect):
-            tensors += [layer.implicit[0] for layer in head.im]  # type: ignore[index, misc]
-        for tensor in tensors:
-            yield tensor.view(head.na, head.no, *tensor.shape[1:])[:, head.box_outputs + 1 :]
+            yield from ((layer.implicit, 1, head.na, before) for layer in head.im)  # type: ignore[misc]

@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
-from checkpoints.checkpoint import Checkpoint, fitted_model, fitted_yaml, load_checkpoint, transfer_weights
+from checkpoints.checkpoint import (
+    Checkpoint,
+    TransferReport,
+    fitted_model,
+    fitted_yaml,
+    load_checkpoint,
+    transfer_weights,
+)
 from engine.config.hyp import Hyp
 from engine.config.options import TrainOptions
-from engine.inference.class_order import start_from_names
+from engine.inference.class_order import start_from_names, take_classes
 from models.yolo import Model
 from utils.errors import UsageError, UserError
 from utils.logging import LOGGER
@@ -73,6 +81,8 @@ def load_start(model: Model, checkpoint: Checkpoint, keep_anchors: bool) -> None
         keep_anchors: take the checkpoint's anchors too; otherwise those of the yaml stay.
     """
     report = transfer_weights(model, checkpoint.state_dict, exclude=() if keep_anchors else ("anchor",))
+    if len(checkpoint.names) != model.nc and report.taken:
+        report = take_other_classes(model, checkpoint, report)
     LOGGER.info(report.describe())
     if not report.taken:
         raise UserError(
@@ -81,6 +91,23 @@ def load_start(model: Model, checkpoint: Checkpoint, keep_anchors: bool) -> None
         )
     if len(checkpoint.names) == model.nc:
         start_from_names(model, checkpoint.names, str(checkpoint.path))
+
+
+def take_other_classes(model: Model, checkpoint: Checkpoint, report: TransferReport) -> TransferReport:
+    """Lets the classes of a model start as those of the same name in a checkpoint of another number of classes.
+
+    Returns:
+        The report, with the tensors that this fills among those that were taken.
+    """
+    try:
+        keys, count = take_classes(model, checkpoint.state_dict, checkpoint.names)
+    except UserError as error:
+        LOGGER.warning(f"warning: {error}; the class outputs start as built")
+        return report
+    if keys:
+        LOGGER.info(f"{count} of {model.nc} classes start as those of the same name in {checkpoint.path}")
+    mismatched = tuple(entry for entry in report.mismatched if entry[0] not in keys)
+    return replace(report, taken=(*report.taken, *keys), mismatched=mismatched)
 
 
 def freeze_layers(model: Model, freeze: Sequence[int]) -> list[int]:

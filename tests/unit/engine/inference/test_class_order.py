@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from checkpoints.checkpoint import save_checkpoint
+from checkpoints.checkpoint import save_checkpoint, transfer_weights
 from engine.config.hyp import Hyp
 from engine.config.options import TrainOptions
-from engine.inference.class_order import adopt_names, reorder_classes, start_from_names
+from engine.inference.class_order import adopt_names, reorder_classes, start_from_names, take_classes
 from engine.training.model import build_model
 from engine.training.state import model_entry
 from models.yolo import Model
@@ -88,3 +88,45 @@ def test_names_that_cannot_be_told_apart_start_by_index(
     with caplog.at_level(logging.WARNING):
         start_from_names(model, ["A", " a"], "w.pt")
     assert "cannot be told apart by name" in caplog.text and torch.equal(model.head.m[0].bias, before)
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_other_classes_start_as_those_of_the_same_name(name: str) -> None:
+    torch.manual_seed(0)
+    source, model = (Model(ROOT / f"cfg/{name}.yaml", nc=nc) for nc in (4, 3))
+    for parameter in source.parameters():
+        parameter.data.add_(0.1 * torch.randn_like(parameter))
+    source.names, model.names = ["cat", "dog", "cow", "fox"], ["fox", "owl", "Cat"]
+    weights = source.state_dict()
+    missed, before = transfer_weights(model, weights).mismatched, model.state_dict()["model.0.conv.weight"].clone()
+    keys, count = take_classes(model, weights, source.names)
+    assert count == 2 and set(keys) == {key for key, *_ in missed}, "all that did not fit is class outputs"
+    assert torch.equal(model.state_dict()["model.0.conv.weight"], before)
+    model.double().eval(), source.double().eval()
+    image = torch.rand(1, 3, 64, 64, dtype=torch.float64)
+    with torch.no_grad():
+        ours, theirs = (one(image)[0] for one in (model, source))
+    if model.nms_layout == "yolov8":
+        ours, theirs = ours.transpose(1, 2), theirs.transpose(1, 2)
+    first = ours.shape[-1] - 3
+    torch.testing.assert_close(ours[..., :first], theirs[..., :first])  # boxes and objectness
+    torch.testing.assert_close(ours[..., [first, first + 2]], theirs[..., [first + 3, first]])
+    owl = ours[..., first + 1]
+    assert not any(torch.allclose(owl, theirs[..., first + index]) for index in range(4)), "it starts as built"
+
+
+def test_fine_tuning_takes_classes_by_name(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    torch.manual_seed(0)
+    source = Model(ROOT / "cfg/yolov5/yolov5p.yaml", nc=3)
+    source.names = ["cat", "dog", "cow"]
+    save_checkpoint(tmp_path / "w.pt", {"model": model_entry(source)})
+    options = TrainOptions(weights=str(tmp_path / "w.pt"))
+    with caplog.at_level(logging.INFO, LOGGER.name):
+        model = build_model(options, Hyp(), 2, ["cow", "owl"])
+    assert (
+        "1 of 2 classes start as those of the same name" in caplog.text and "took 349 of the model's 349" in caplog.text
+    )
+    mine, theirs = (one.head.m[0].bias.view(3, -1) for one in (model, source))
+    assert torch.equal(mine[:, :6], theirs[:, [0, 1, 2, 3, 4, 7]])
+    numbers = build_model(options, Hyp(), 4, ["class0", "class1", "class2", "class3"])
+    assert torch.equal(numbers.head.m[0].bias.view(3, -1)[:, :5], theirs[:, :5])
