@@ -1,4 +1,4 @@
-# make demo   set up, then teacher, baseline and distilled student on the built-in data set, with a table and pictures
+# make demo   set up, then teacher, baseline, inherited and distilled student on the built-in data set, with a table and pictures
 # make test   set up, then the tests            make test-slow   the longer ones
 # make check  ruff, mypy, structure        make clean       forget the virtual environment of these requirements
 # make fuzz   set up, then ten minutes for each reader of foreign files; SECONDS=60 READER=checkpoint for less

@@ -61,7 +61,7 @@ def arm_words(experiment: Experiment, settings: Mapping[str, Any], hyp: Hyp, tea
     if weights:
         words += ["--weights", weights]
     if distil:
-        words += ["--teacher-weights", teacher, "--init", settings.get("init", "scratch")]
+        words += ["--teacher-weights", teacher, "--init", settings.get("init", "auto")]
     elif settings.get("init") == "inherit":
         words += ["--inherit", teacher]
     if "importance" in settings:

@@ -134,7 +134,7 @@ def add_inheriting(parser: argparse.ArgumentParser, distil: bool = False) -> Non
     add = parser.add_argument
     if distil:
         add(
-            "--init", choices=INITS, default="scratch",
+            "--init", choices=INITS, default="auto",
             help="what the student starts as: a part cut out of its teacher (inherit), or random weights (scratch); "
             "auto: inherit where --cfg is of the teacher's kind and --weights says nothing else",
         )  # fmt: skip

@@ -49,7 +49,7 @@ class TrainOptions:
     close_mosaic: int = 0
     compile: bool = False
     # what a student starts as
-    init: str = "scratch"
+    init: str = "auto"
     inherit: str = ""
     inherit_importance: str = "taylor"
     # distillation

@@ -43,9 +43,7 @@ def options(tiny: Path, teacher: Path, tmp_path: Path) -> TrainOptions:
 
 def distilled(options: TrainOptions, teacher: Path, **changes: Any) -> TrainOptions:
     hyp = str(Path(options.hyp).with_name("zero.yaml"))
-    return replace(
-        options, **{"hyp": hyp, "teacher_weights": str(teacher), "name": "distilled", "init": "auto", **changes}
-    )
+    return replace(options, **{"hyp": hyp, "teacher_weights": str(teacher), "name": "distilled", **changes})
 
 
 def trained(options: TrainOptions, distil: bool = False) -> tuple[Path, dict[str, Any]]:
@@ -177,19 +175,7 @@ def test_each_of_a_chain_inherits_from_the_one_before(tiny: Path, base: list[str
     listed.write_text(f"assistants:\n- {{cfg: {tiny}/middle.yaml, baseline: {mark}}}\n")
     hyp = yaml.safe_load((tiny / "zero.yaml").read_text()) | {"nbs": "auto", "ema_ramp": "auto"}
     (tiny / "auto.yaml").write_text(yaml.safe_dump(hyp))
-    words = [
-        *base,
-        "--cfg",
-        tiny / "small.yaml",
-        "--epochs",
-        1,
-        "--hyp",
-        tiny / "auto.yaml",
-        "--init",
-        "auto",
-        "--name",
-        "heirs",
-    ]
+    words = [*base, "--cfg", tiny / "small.yaml", "--epochs", 1, "--hyp", tiny / "auto.yaml", "--name", "heirs"]
     words += ["--teacher-weights", teacher, "--teacher-assistants", listed]
     said = checked("train_distill.py", *words)
     assert (said.stdout + said.stderr).count("nbs is 16, ema_ramp is 1") == 2
@@ -209,7 +195,7 @@ def test_arms_that_inherit(tiny: Path, teacher: Path) -> None:
         "arms": {
             "baseline": None,
             "inherited": {"init": "inherit", "importance": "bn"},
-            "distilled": {"hyp": str(tiny / "zero.yaml"), "init": "auto", "importance": "bn"},
+            "distilled": {"hyp": str(tiny / "zero.yaml"), "importance": "bn"},
         },
     }  # fmt: skip
     (tiny / "heirs.yaml").write_text(yaml.safe_dump(content, sort_keys=False))

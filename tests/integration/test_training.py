@@ -122,7 +122,7 @@ def test_distilled_student_is_a_plain_student(tiny: Path, base: list[str], teach
 def test_two_processes_train_one_model(tiny: Path, base: list[str], teacher: Path) -> None:
     words = [*base, "--cfg", tiny / "small.yaml", "--epochs", 1, "--hyp", tiny / "distill.yaml", "--name", "ddp"]
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", 2]
-    out = checked(*torchrun, "train_distill.py", *words, "--teacher-weights", teacher, "--init", "inherit").stdout
+    out = checked(*torchrun, "train_distill.py", *words, "--teacher-weights", teacher).stdout
     run = tiny / "runs" / "ddp"
     assert len(rows_of(run)) == 1
     assert out.count("epoch 1/1: AP") == 1, "only the first process reports"

@@ -22,6 +22,8 @@ def test_plain_files_keep_the_numbers_of_upstream() -> None:
     for path in (ROOT / "hyp").glob("scratch*.yaml"):
         hyp = read_hyp(path)
         assert (hyp.nbs, hyp.ema_ramp) == (64, 2000), path.name
+    few = read_hyp(ROOT / "hyp/few-images.yaml")
+    assert (few.nbs, few.ema_ramp) == ("auto", "auto")
 
 
 @pytest.mark.parametrize(

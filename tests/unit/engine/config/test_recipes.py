@@ -50,7 +50,8 @@ def test_a_recipe_differs_from_plain_training_by_the_distillation_only(path: Pat
     plain_file = "scratch.v8.yaml" if path.stem in ANCHOR_FREE else "scratch-low.yaml"
     recipe, plain = read_hyp(path).to_dict(), read_hyp(ROOT / "hyp" / plain_file).to_dict()
     different = {name for name, value in recipe.items() if value != plain[name]}
-    assert different == {"student_kd_layers", "teacher_kd_layers", "kd_losses", "kd_schedule"}
+    assert different == {"student_kd_layers", "teacher_kd_layers", "kd_losses", "kd_schedule", "nbs", "ema_ramp"}
+    assert (recipe["nbs"], recipe["ema_ramp"]) == ("auto", "auto")
 
 
 @each_recipe
