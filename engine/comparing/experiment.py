@@ -15,7 +15,7 @@ from engine.config.hyp import AUTO, AUTO_NUMBERS, hyp_from_dict, load_hyp
 from engine.config.options import IMPORTANCES, INITS
 from models.config import read_model_config
 from utils.device import select_device
-from utils.errors import UserError
+from utils.errors import UserError, unknown_name
 from utils.names import class_order
 from utils.paths import existing_file, run_path
 from utils.running.cli import LEAST_PIXELS, MOST_IMAGES, MOST_PIXELS, MOST_PROCESSES, MOST_SEED, check_range
@@ -27,7 +27,7 @@ ARM_KEYS = ("hyp", "changes", "distil", "init", "importance", "weights", "epochs
 CHOICES = {"init": INITS, "importance": IMPORTANCES}
 SPLITS = ("train", "val", "test")
 ARM_NAME = re.compile(r"[^\W_][\w .+@=,-]{0,99}")
-TEXTS = ("name", "data", "student", "student_weights", "hyp", "device", "weights", "start", "cfg")
+TEXTS = ("name", "data", "student", "student_weights", "hyp", "device", "weights", "start", "cfg", "headline")
 RANGES = {
     "epochs": (1, MOST_EPOCHS), "batch_size": (1, MOST_IMAGES), "img_size": (LEAST_PIXELS, MOST_PIXELS),
     "workers": (0, MOST_PROCESSES), "pictures": (0, 10_000), "seed": (0, MOST_SEED), "patience": (0, MOST_EPOCHS),
@@ -59,6 +59,8 @@ class Experiment:
         split: where the final figures come from: val or test.
         pictures: how many images are drawn with the boxes of all models.
         flags: further words of every training's command line.
+        headline: the arm that the report's first sentence speaks of; by default the first that inherits and is
+            distilled.
     """
 
     name: str
@@ -78,6 +80,7 @@ class Experiment:
     split: str = "val"
     pictures: int = 8
     flags: tuple[str, ...] = field(default=())
+    headline: str = ""
 
 
 def load_experiment(path: str | Path, overrides: Mapping[str, Any] | None = None) -> Experiment:
@@ -114,6 +117,7 @@ def load_experiment(path: str | Path, overrides: Mapping[str, Any] | None = None
     if values.get("split", "val") not in SPLITS:
         raise UserError(f"{path}: split is {shown(values['split'])}; expected one of {', '.join(SPLITS)}")
     _check_name(values["name"], path)
+    _check_headline(values, path)
     return Experiment(**values)
 
 
@@ -148,6 +152,12 @@ def _check_seeds(seeds: Sequence[Any], what: str) -> None:
         raise UserError(f"{what} {shown(list(seeds))}; expected different whole numbers from 0 to {MOST_SEED}")
     if len(set(seeds)) < len(seeds):
         raise UserError(f"{what} {shown(list(seeds))}; expected different whole numbers")
+
+
+def _check_headline(values: Mapping[str, Any], where: str) -> None:
+    known = [*values["arms"]][1:]
+    if values.get("headline") and values["headline"] not in known:
+        raise unknown_name("arm to compare", values["headline"], known, f"{where}: headline")
 
 
 def _check_name(name: str, where: str) -> None:

@@ -20,7 +20,9 @@ from data.labels import build_index
 from data.loader import validation_loader
 from data.synthetic import ensure_dataset
 from engine.comparing.experiment import Experiment
-from engine.comparing.summary import Run, summarise
+from engine.comparing.arms import describe_arms, teacher_start
+from engine.comparing.summary import Run, enough_seeds, headline, power_note, summarise
+from engine.comparing.wording import answer, notes
 from engine.inference.class_order import adopt_names
 from engine.inference.evaluate import VALIDATION_IOU, evaluate
 from engine.inference.predict import Predictor
@@ -40,6 +42,10 @@ if TYPE_CHECKING:
     from data.labels import ImageRecord
 
 PICTURE_HEIGHT = 320
+COLUMNS = (
+    "model", "AP", "AP50", "APs", "APm", "APl", "parameters", "GFLOPs", "ms/image", "difference in AP",
+    "95 % interval over seeds", "share of the gap",
+)  # fmt: skip
 
 
 def evaluate_runs(experiment: Experiment, runs: Sequence[Run]) -> list[dict[str, Any]]:
@@ -78,36 +84,78 @@ def evaluate_runs(experiment: Experiment, runs: Sequence[Run]) -> list[dict[str,
 
 
 def write_report(experiment: Experiment, rows: list[dict[str, Any]], folder: Path) -> str:
-    """Writes report.md and report.json; returns the table as text."""
-    baseline = next(iter(experiment.arms))
-    summary = summarise(rows, baseline)
+    """Writes report.md and report.json; returns the former as text."""
+    arms = describe_arms(experiment, rows)
+    summary = summarise(rows, arms)
+    entry = headline(summary, experiment.headline)
+    start = teacher_start(experiment, rows)
+    sentence, remarks = answer(summary, arms, entry), list(notes(summary, arms, entry, start))
     lines = [
+        sentence,
+        "",
         f"{experiment.name}: {experiment.data}, {experiment.split} split, {experiment.img_size} px, "
         f"{_lengths(experiment)}, seeds {', '.join(map(str, experiment.seeds))}",
         "",
-        "| model | AP | AP50 | APs | APm | APl | parameters | GFLOPs | ms/image | gain in AP |",
-        "|---|---|---|---|---|---|---|---|---|---|",
+        *markdown_table(summary),
+        "",
+        "Means over the seeds ± sample standard deviation. Differences and shares are those of AP to "
+        f"{next(iter(arms))}, seed by seed; the interval is over seeds, by the t distribution. In the sentence AP is in "
+        "points: +1.0 is +0.0100 in the table.",
     ]
-    for entry in summary:
-        cells = [entry["role"]]
-        cells += [_figure(entry[k], entry["runs"]) for k in ("AP", "AP50", "AP_small", "AP_medium", "AP_large")]
-        cells += [f"{entry['parameters'] / 1e6:.3f} M", f"{entry['gflops']:.3f}", f"{entry['ms']:.1f}"]
-        gain = entry.get("gain")
-        better = f" ({entry['better_seeds']} of {entry['runs']} seeds)" if gain else ""
-        cells.append(_figure(gain, entry["runs"], "+.4f") + better if gain else "")
-        lines.append("| " + " | ".join(cells) + " |")
-    if len(experiment.seeds) < 3:
-        lines += [
-            "",
-            f"{len(experiment.seeds)} seed(s): differences below about 0.01 AP are within what a seed changes.",
-        ]
+    lines += ["", *(f"- {remark}" for remark in remarks)] if remarks else []
     text = "\n".join(lines)
     with replacing(folder / "report.md") as stream:
         stream.write(text + "\n")
-    content = {"experiment": asdict(experiment), "environment": environment(), "summary": summary, "runs": rows}
+    content = {
+        "experiment": asdict(experiment),
+        "environment": environment(),
+        "answer": {"arm": entry["role"] if entry else None, "sentence": sentence, "notes": remarks},
+        "power": power_note(entry["difference"]) if entry and len(entry["difference"]["seeds"]) > 1 else None,
+        "summary": summary,
+        "runs": rows,
+    }
     with replacing(folder / "report.json") as stream:
         json.dump(_valid_json(content), stream, indent=2)
     return text
+
+
+def markdown_table(summary: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The summary as a table in Markdown: one row a role, and one for what distillation adds over inheritance."""
+    lines = ["| " + " | ".join(COLUMNS) + " |", "|" + "---|" * len(COLUMNS)]
+    for entry in summary:
+        cells = [entry["role"] + ("" if entry.get("equal_epochs", True) else f" ({entry['epochs']} epochs)")]
+        cells += [_figure(entry[k], entry["runs"]) for k in ("AP", "AP50", "AP_small", "AP_medium", "AP_large")]
+        cells += [f"{entry['parameters'] / 1e6:.3f} M", f"{entry['gflops']:.3f}", f"{entry['ms']:.1f}"]
+        cells += [*_difference_cells(entry.get("difference"), entry.get("equal_epochs", True)), _share_cell(entry)]
+        lines.append("| " + " | ".join(cells) + " |")
+    for entry in summary:
+        if entry.get("added"):
+            name = f"{entry['role']} minus {entry['added']['to']}"
+            cells = [name, *[""] * 8, *_difference_cells(entry["added"], entry["equal_epochs"]), ""]
+            lines.append("| " + " | ".join(cells) + " |")
+    return lines
+
+
+def _difference_cells(difference: Mapping[str, Any] | None, claimable: bool) -> list[str]:
+    """A paired difference and its interval over seeds."""
+    if not difference:
+        return ["", ""]
+    number = len(difference["seeds"])
+    figure = _figure((difference["mean"], difference["spread"]), number, "+.4f")
+    better = f"{figure} ({difference['better']} of {number} seeds)"
+    if not claimable or not enough_seeds(difference):
+        return [better, "no claim"]
+    low, high = difference["interval"]
+    return [better, f"{low:+.4f} to {high:+.4f}"]
+
+
+def _share_cell(entry: Mapping[str, Any]) -> str:
+    share = entry.get("share")
+    if not share:
+        return ""
+    text = f"{100 * share['mean']:.0f} %"
+    several = len(entry["difference"]["seeds"]) > 1
+    return text + (f" ({100 * share['least']:.0f} to {100 * share['most']:.0f})" if several else "")
 
 
 def _lengths(experiment: Experiment) -> str:

@@ -1,10 +1,20 @@
-"""The runs of an experiment as numbers: mean and spread over the seeds, and differences seed by seed."""
+"""The runs of an experiment as numbers: mean and spread over the seeds, differences seed by seed, and what they show."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+
+from engine.comparing.arms import INHERITED, Arm
+from engine.reporting.statistics import MIN_SEEDS, mean_and_spread, paired, seeds_needed, share_of_gap
+
+METRICS = ("AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large")
+FACTS = ("parameters", "gflops", "ms")
+TEACHER = "teacher"
+SMALL_DIFFERENCE = 0.01
+"""AP that the note on power asks about."""
 
 
 @dataclass(frozen=True)
@@ -16,29 +26,100 @@ class Run:
     weights: Path
 
 
-def mean_and_spread(values: list[float]) -> tuple[float, float]:
-    """Mean and sample standard deviation (0 for a single value)."""
-    mean = sum(values) / len(values)
-    if len(values) < 2:
-        return mean, 0.0
-    return mean, (sum((v - mean) ** 2 for v in values) / (len(values) - 1)) ** 0.5
+def summarise(rows: Sequence[Mapping[str, Any]], arms: Mapping[str, Arm]) -> list[dict[str, Any]]:
+    """One row a role, in the order of the runs.
 
+    Args:
+        rows: one a run: role, seed, METRICS (0 to 1) and FACTS.
+        arms: as `describe_arms` gives them, the baseline first.
 
-def summarise(rows: list[dict[str, Any]], baseline: str) -> list[dict[str, Any]]:
-    """One row a role: mean and spread over the seeds, and the difference from the baseline seed by seed."""
-    roles = list(dict.fromkeys(row["role"] for row in rows))
-    by_seed = {row["seed"]: row["AP"] for row in rows if row["role"] == baseline}
+    Returns:
+        role, runs, (mean, spread) of each metric, mean of each fact. Arms also have start, distilled, epochs and
+        equal_epochs; all but the baseline `difference`, a Paired of their AP to the baseline's as plain values (None
+        without a common seed), and `share`, {mean, least, most} of the gap between the baseline's mean and the
+        teacher's that they close, over the same seeds. A distilled arm with a counterpart other than the baseline has
+        `added`: {to, ...} as the difference, to that arm.
+    """
+    by_role: dict[str, dict[int, Mapping[str, Any]]] = {}
+    for row in rows:
+        by_role.setdefault(row["role"], {})[row["seed"]] = row
+    ap = {role: {seed: row["AP"] for seed, row in own.items()} for role, own in by_role.items()}
+    baseline = next(iter(arms))
+    teacher = mean_and_spread(list(ap[TEACHER].values()))[0] if TEACHER in ap else None
     summary = []
-    for role in roles:
-        own = [row for row in rows if row["role"] == role]
+    for role, own in by_role.items():
         entry: dict[str, Any] = {"role": role, "runs": len(own)}
-        for metric in ("AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large"):
-            entry[metric] = mean_and_spread([row[metric] for row in own])
-        for fact in ("parameters", "gflops", "ms"):
-            entry[fact] = mean_and_spread([row[fact] for row in own])[0]
-        if role not in ("teacher", baseline):
-            gains = [row["AP"] - by_seed[row["seed"]] for row in own if row["seed"] in by_seed]
-            entry["gain"] = mean_and_spread(gains) if gains else None
-            entry["better_seeds"] = sum(g > 0 for g in gains)
+        entry |= {metric: mean_and_spread([row[metric] for row in own.values()]) for metric in METRICS}
+        entry |= {fact: mean_and_spread([row[fact] for row in own.values()])[0] for fact in FACTS}
+        arm = arms.get(role)
+        if arm:
+            entry |= {"start": arm.start, "distilled": arm.distilled}
+            entry |= {"epochs": arm.epochs, "equal_epochs": arm.equal_epochs}
+        if arm and role != baseline:
+            entry["difference"] = _difference(ap, role, baseline)
+            entry["share"] = _share(entry["difference"], ap, role, baseline, teacher)
+            if arm.counterpart not in (None, baseline) and arm.counterpart in ap:
+                found = _difference(ap, role, arm.counterpart)
+                entry["added"] = found and {"to": arm.counterpart, **found}
         summary.append(entry)
     return summary
+
+
+def _difference(ap: Mapping[str, Mapping[int, float]], role: str, other: str) -> dict[str, Any] | None:
+    found = paired(ap[role], ap.get(other, {}))
+    return found and {**asdict(found), "better": found.better}
+
+
+def _share(
+    difference: Mapping[str, Any] | None,
+    ap: Mapping[str, Mapping[int, float]],
+    role: str,
+    baseline: str,
+    teacher: float | None,
+) -> dict[str, float] | None:
+    """What an arm closes of the gap between the mean baseline and the teacher; None where there is no gap."""
+    if not difference or teacher is None:
+        return None
+    seeds = difference["seeds"]
+    start = mean_and_spread([ap[baseline][seed] for seed in seeds])[0]
+    own = [share_of_gap(ap[role][seed], start, teacher) for seed in seeds]
+    shares = [share for share in own if share is not None]
+    return {"mean": mean_and_spread(shares)[0], "least": min(shares), "most": max(shares)} if shares else None
+
+
+def headline(summary: Sequence[Mapping[str, Any]], chosen: str = "") -> Mapping[str, Any] | None:
+    """The arm that the first sentence speaks of: the chosen one, else the first that inherits and is distilled, else
+    the first distilled one, else the first beside the baseline. Never the best one: that would be chosen by its luck.
+    """
+    others = [entry for entry in summary if entry.get("difference")]
+    equal = [entry for entry in others if entry["equal_epochs"]]
+    for candidates in (
+        [entry for entry in others if entry["role"] == chosen],
+        [entry for entry in equal if entry["distilled"] and entry["start"] == INHERITED],
+        [entry for entry in equal if entry["distilled"]],
+        equal or others,
+    ):
+        if candidates:
+            return candidates[0]
+    return None
+
+
+def power_note(difference: Mapping[str, Any]) -> dict[str, Any]:
+    """How many seeds would show a difference of SMALL_DIFFERENCE with the spread that was found.
+
+    Returns:
+        difference, spread, and seeds (None: more than can be asked for).
+    """
+    needed = seeds_needed(SMALL_DIFFERENCE, difference["spread"])
+    return {"difference": SMALL_DIFFERENCE, "spread": difference["spread"], "seeds": needed}
+
+
+def ratio_of_parameters(summary: Sequence[Mapping[str, Any]], role: str) -> float | None:
+    """How many times more parameters the teacher has than an arm's student."""
+    sizes = {entry["role"]: entry["parameters"] for entry in summary}
+    return sizes[TEACHER] / sizes[role] if TEACHER in sizes and sizes.get(role) else None
+
+
+def enough_seeds(difference: Mapping[str, Any]) -> bool:
+    """Whether there are as many seeds as a claim needs."""
+    return len(difference["seeds"]) >= MIN_SEEDS

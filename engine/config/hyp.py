@@ -82,6 +82,15 @@ class Hyp:
         """Whether the file holds a distillation recipe."""
         return bool(self.kd_losses)
 
+    def without_distillation(self) -> dict[str, Any]:
+        """Plain values of what a training without a teacher has."""
+        return {key: value for key, value in self.to_dict().items() if not is_of_distillation(key)}
+
+
+def is_of_distillation(key: str) -> bool:
+    """Whether a hyper-parameter belongs to the distillation."""
+    return key in KD_KEYS or key.startswith("kd_")
+
 
 FRACTIONS = (
     "hsv_h",

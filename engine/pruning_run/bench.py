@@ -18,7 +18,7 @@ from data.loader import Batch, DetectionLoader, validation_loader
 from data.synthetic import ensure_dataset
 from engine.inference.class_order import adopt_names
 from engine.inference.evaluate import VALIDATION_IOU, EvalResult, evaluate
-from engine.pruning_run.config import PruneOptions, base_hyp, distillation_values, plain_values
+from engine.pruning_run.config import PruneOptions, base_hyp, distillation_values
 from engine.training.criterion import loss_by_batch
 from engine.training.data import sample_batches
 from models.yolo import Model
@@ -51,7 +51,7 @@ class Workbench:
             )
         self.img_size = rounded_size(options.training.img_size[0], self.stride, "--img-size")
         self.hyp_file, self.recipe_file = folder / "hyp.yaml", folder / "distill.yaml"
-        self._write_hyp(self.hyp_file, plain_values(self.hyp))
+        self._write_hyp(self.hyp_file, self.hyp.without_distillation())
         if options.epochs_of("distill") and options.stage in ("all", "distill"):
             self._write_hyp(self.recipe_file, dict(distillation_values(options, self.hyp, self.family)))
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from checkpoints.checkpoint import Checkpoint, load_checkpoint
 from engine.config.flags import MOST_EPOCHS
-from engine.config.hyp import KD_KEYS, Hyp, hyp_from_dict, read_hyp
+from engine.config.hyp import Hyp, hyp_from_dict, is_of_distillation, read_hyp
 from engine.config.options import TrainOptions
 from pruning import PruneSettings
 from pruning.pruner import check_settings
@@ -129,7 +129,7 @@ def base_hyp(options: PruneOptions, checkpoint: Checkpoint) -> Hyp:
         return read_hyp(options.training.hyp)
     if checkpoint.kind == "own" and checkpoint.hyp:
         known = {f.name for f in fields(Hyp)}
-        values = {k: v for k, v in checkpoint.hyp.items() if k in known and not _distils(k)}
+        values = {k: v for k, v in checkpoint.hyp.items() if k in known and not is_of_distillation(k)}
         return hyp_from_dict(values, f"the hyper-parameters in {checkpoint.path}")
     return read_hyp(DEFAULT_HYP.get(checkpoint.family, "hyp/scratch-low.yaml"))
 
@@ -145,14 +145,5 @@ def distillation_values(options: PruneOptions, hyp: Hyp, family: str) -> Mapping
     if not recipe.distills:
         raise UserError(f"{path} has no kd_losses: nothing would be distilled; use one of hyp/distill.*.yaml")
     defaults = Hyp().to_dict()
-    own = {k: v for k, v in recipe.to_dict().items() if _distils(k) and v != defaults[k]}
-    return {**plain_values(hyp), **own}
-
-
-def plain_values(hyp: Hyp) -> dict[str, Any]:
-    """The hyper-parameters of a training without a teacher."""
-    return {key: value for key, value in hyp.to_dict().items() if not _distils(key)}
-
-
-def _distils(key: str) -> bool:
-    return key in KD_KEYS or key.startswith("kd_")
+    own = {k: v for k, v in recipe.to_dict().items() if is_of_distillation(k) and v != defaults[k]}
+    return {**hyp.without_distillation(), **own}

@@ -26,6 +26,7 @@ PACKAGES = {
 FLOORS = (
     ("config", "runfolder"),
     ("inference",),
+    ("reporting",),
     ("distilling",),
     ("training",),
     ("exporting", "comparing", "pruning_run", "chains"),

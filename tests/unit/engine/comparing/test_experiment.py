@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -14,9 +13,7 @@ from checkpoints.checkpoint import save_checkpoint
 from data.synthetic import render_dataset
 from engine.comparing.compare import run_experiment
 from engine.comparing.experiment import Experiment, automatic, check_files, load_experiment, merged_values
-from engine.comparing.report import write_report
 from engine.comparing.runs import merged_hyp, train_all, train_one
-from engine.comparing.summary import Run, summarise
 from engine.config.hyp import read_hyp
 from engine.training.state import model_entry
 from models.yolo import Model
@@ -113,6 +110,8 @@ def test_given_values_replace_those_of_the_file(tmp_path: Path) -> None:
         ({"arms": {"../x": {}}}, "'../x' is no name for an arm"),
         ({"arms": {"teacher": {}}}, "'teacher' is no name for an arm"),
         ({"arms": {"-x": {}}}, "'-x' is no name for an arm"),
+        ({"headline": "fdg"}, "headline: unknown arm to compare 'fdg'; did you mean 'fgd'"),
+        ({"headline": "baseline"}, "headline: unknown arm to compare 'baseline'"),
     ],
 )
 def test_mistakes_in_the_file(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
@@ -340,51 +339,3 @@ def test_a_damaged_note_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         (tmp_path / "arm/started.json").write_text(content, encoding="latin-1")
         with pytest.raises(UserError, match=r"started.json' is damaged.*remove it"):
             train_one(experiment(tmp_path), tmp_path, "arm", ["train.py"])
-
-
-# The report
-
-
-def row(role: str, seed: int, ap: float, small: float = float("nan")) -> dict[str, Any]:
-    return {
-        "role": role, "seed": seed, "weights": "best.pt", "AP": ap, "AP50": 2 * ap, "AP75": ap, "AP_small": small,
-        "AP_medium": ap, "AP_large": ap, "per_class": {"cell": ap, "none": float("nan")}, "parameters": 1_234_000,
-        "gflops": 1.5, "ms": 3.21,
-    }  # fmt: skip
-
-
-def test_the_report(tmp_path: Path) -> None:
-    rows = [row("teacher", 5, 0.5), row("baseline", 0, 0.30), row("baseline", 4, 0.34)]
-    rows += [row("fgd", 0, 0.35), row("fgd", 4, 0.33)]
-    text = write_report(experiment(tmp_path), rows, tmp_path)
-    lines = {line.split("|")[1].strip(): [c.strip() for c in line.split("|")[2:-1]] for line in text.splitlines()[2:7]}
-    assert lines["teacher"][:3] == ["0.5000", "1.0000", "-"], "no small boxes to measure by"
-    # mean 0.32, spread 0.02 * sqrt(2); gains 0.05 and -0.01
-    assert lines["baseline"][0] == "0.3200 ± 0.0283" and lines["baseline"][-1] == ""
-    assert lines["fgd"][-1] == "+0.0200 ± 0.0424 (1 of 2 seeds)"
-    assert lines["fgd"][5:8] == ["1.234 M", "1.500", "3.2"]
-    assert "differences below about 0.01 AP are within what a seed changes" in text
-    assert (tmp_path / "report.md").read_text(encoding="utf-8") == text + "\n"
-
-    def refuse(name: str) -> None:
-        raise AssertionError(f"{name} is no JSON")
-
-    report = json.loads((tmp_path / "report.json").read_text(), parse_constant=refuse)
-    assert report["runs"][0]["per_class"] == {"cell": 0.5, "none": None}
-    assert report["summary"][2]["gain"] == pytest.approx([0.02, 0.042426], abs=1e-6)
-    assert report["experiment"]["seeds"] == [0, 4]
-
-
-def test_one_seed_has_no_spread(tmp_path: Path) -> None:
-    text = write_report(
-        experiment(tmp_path, seeds=[0]),
-        [row("teacher", 0, 0.5), row("baseline", 0, 0.3), row("fgd", 0, 0.35)],
-        tmp_path,
-    )
-    assert "±" not in text and "| +0.0500 (1 of 1 seeds) |" in text
-
-
-def test_runs_of_the_same_role_share_a_row() -> None:
-    runs = [Run("teacher", 0, Path("t.pt")), Run("a", 0, Path("a.pt")), Run("a", 1, Path("b.pt"))]
-    rows = [row(run.role, run.seed, 0.3) for run in runs]
-    assert [(entry["role"], entry["runs"]) for entry in summarise(rows, "a")] == [("teacher", 1), ("a", 2)]
