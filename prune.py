@@ -19,7 +19,7 @@ OWN = (
 
 def build_parser() -> argparse.ArgumentParser:
     """The flags of a training, and those of pruning."""
-    parser = training_parser(str(__doc__), hyp="", project="runs/prune")
+    parser = training_parser(str(__doc__), project="runs/prune", hyp="those of the model's training, or of its family")
     parser.set_defaults(epochs=100)
     stages = ["all", "sparse", "prune", "finetune", "distill"]
     parser.add_argument("stage", choices=stages, help="all of them, or one")
@@ -53,7 +53,7 @@ def build_parser() -> argparse.ArgumentParser:
     add(
         "--sparsity-schedule", choices=["constant", "decay", "ramp"], default="decay", help="its course over the epochs"
     )
-    add("--distill-hyp", default="", help="recipe whose kd_losses are used; by default the family's")
+    add("--distill-hyp", default="", help="recipe whose kd_losses are used; by default hyp/distill.yaml")
     add("--distill-from", choices=["pruned", "finetuned"], default="pruned", help="where the distillation starts")
     add("--split", choices=["val", "test"], default="val", help="where the report's figures come from")
     return parser

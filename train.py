@@ -8,7 +8,7 @@ from utils.running.cli import run_command
 
 def main() -> None:
     """Parses the flags and trains."""
-    parser = training_parser(str(__doc__), hyp="hyp/scratch-low.yaml", project="runs/train")
+    parser = training_parser(str(__doc__), project="runs/train", hyp="the plain ones of the model's family")
     add_inheriting(parser)
     namespace = parser.parse_args()
     from engine.config.options import TrainOptions

@@ -1,5 +1,5 @@
 """Trains a student under a frozen teacher:
-`python train_distill.py --teacher-weights teacher.pt --cfg cfg/yolov5/yolov5n.yaml --hyp hyp/distill.fgd.yaml`.
+`python train_distill.py --teacher-weights teacher.pt --cfg cfg/yolov5/yolov5n.yaml --data data/mine.yaml`.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from utils.running.cli import run_command
 
 def main() -> None:
     """Parses the flags and distils."""
-    parser = training_parser(str(__doc__), hyp="hyp/distill.fgd.yaml", project="runs/distill")
+    parser = training_parser(str(__doc__), project="runs/distill", hyp="hyp/distill.yaml")
     add_distillation(parser)
     namespace = parser.parse_args()
     from engine.config.options import TrainOptions

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from benchmarks.losses import make_targets
 from distill import LOSSES, Distiller, DistillError
-from engine.config.hyp import read_hyp
+from engine.config.defaults import kind_of_architecture, resolve_hyp
 from engine.distilling.distillers import head_spec
 from engine.training.criterion import build_criteria
 from models.yolo import Model
@@ -123,7 +123,7 @@ def main() -> None:
     images = torch.rand(shape, generator=generator).to(device)
     targets = make_targets(args.batch_size, args.boxes, generator)
     targets[:, 1] %= args.classes
-    hyp = read_hyp("hyp/scratch.v8.yaml" if student.family == "yolov8" else "hyp/scratch-low.yaml")
+    hyp = resolve_hyp("", kind_of_architecture(student.yaml), distil=False).hyp
     criterion, _ = build_criteria(student, hyp, args.img_size, 0.0, device)
     times = measure(Step(student, criterion, images, targets.to(device)), teacher, distillers, args.repeats)
     medians = {name: statistics.median(values) for name, values in times.items()}

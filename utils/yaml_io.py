@@ -31,13 +31,16 @@ BYTE_ORDER_MARKS = (
 )
 
 
-def load_yaml(path: str | Path, what: str = "file", texts: Collection[str] = ()) -> dict[str, Any]:
+def load_yaml(
+    path: str | Path, what: str = "file", texts: Collection[str] = (), filled: Collection[str] = ()
+) -> dict[str, Any]:
     """Reads a yaml mapping.
 
     Args:
         path: the file, in UTF-8, or in UTF-16 or UTF-32 with a byte order mark.
         what: how the file is called in an error, such as "hyper-parameter file".
         texts: keys below which everything is text as it is written, such as `names`.
+        filled: keys below which a key without a value is refused, so that `null` is written where it is meant.
 
     Raises:
         UserError: the file does not exist, is in another encoding, does not parse, has a key twice, does not hold a
@@ -46,7 +49,7 @@ def load_yaml(path: str | Path, what: str = "file", texts: Collection[str] = ())
     path = existing_file(path, what)
     where = f"{what} {shown_path(path)}"
     try:
-        content = read_yaml(decode_text(read_bounded(path, MAX_BYTES, where), where), texts)
+        content = read_yaml(decode_text(read_bounded(path, MAX_BYTES, where), where), texts, filled)
     except YamlTextError as error:
         column = f", column {error.column}" if error.column else ""
         line = f" line {error.line}{column}" if error.line else ""

@@ -50,21 +50,22 @@ class YamlTextError(ValueError):
         self.column = column
 
 
-def read_yaml(text: str, texts: Collection[str] = ()) -> Any:
+def read_yaml(text: str, texts: Collection[str] = (), filled: Collection[str] = ()) -> Any:
     """The one document of a yaml text as plain values.
 
     Args:
         text: the content of a file.
         texts: keys below which everything is text as it is written: `names: [no, 010]` gives "no" and "010". Nothing
             (`~`, null or no value) stays None there too.
+        filled: keys below which every key needs a value: `fgd:` is refused, `fgd: null` is not.
 
     Raises:
         YamlTextError: no yaml, a key that stands twice or is no text, too deep, too many values, a number that is too
-            long, or a tag.
+            long, a tag, or no value where one is needed.
     """
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
     try:
-        return _Reader(yaml.parse(text, Loader=loader), texts).document()
+        return _Reader(yaml.parse(text, Loader=loader), texts, filled).document()
     except yaml.YAMLError as error:
         raise _explained(error, text) from error
 
@@ -89,9 +90,11 @@ def _explained(error: yaml.YAMLError, text: str) -> YamlTextError:
 class _Reader:
     """Builds values from the events of PyYAML's parser. `count` is the number of values so far."""
 
-    def __init__(self, events: Iterator[Event], texts: Collection[str]) -> None:
+    def __init__(self, events: Iterator[Event], texts: Collection[str], filled: Collection[str]) -> None:
         self.events = events
         self.texts = texts
+        self.filled = filled
+        self.below = 0  # levels below one of `filled`; 0 outside
         self.count = 0
         self.anchors: dict[str, tuple[Any, int] | None] = {}
 
@@ -141,7 +144,7 @@ class _Reader:
                 places = f"line {lines[key]} and again in line {line}"
                 raise _error(f"the key {shown(key)} stands in {places}; keep one", event)
             lines[key] = line
-            value = self._value(next(self.events), depth + 1, as_text or key in self.texts)
+            value = self._entry(key, event, depth, as_text)
             if key == _MERGE and isinstance(event, yaml.ScalarEvent) and not event.style:
                 for source in reversed(value if isinstance(value, list) else [value]):
                     if not isinstance(source, dict):
@@ -150,6 +153,19 @@ class _Reader:
             else:
                 own[key] = value
         return merged | own
+
+    def _entry(self, key: str, place: Event, depth: int, as_text: bool) -> Any:
+        """The value of a key."""
+        event = next(self.events)
+        if self.below and isinstance(event, yaml.ScalarEvent) and not (event.value or event.style or event.tag):
+            name = printable(key, 40)
+            remedy = f"`{name}: {{}}` for its defaults" if self.below == 1 else "its value"
+            raise _error(f"`{name}:` has no value; write {remedy}, or null to take it out of what a base says", place)
+        outside = self.below
+        self.below = outside + 1 if outside or key in self.filled else 0
+        value = self._value(event, depth + 1, as_text or key in self.texts)
+        self.below = outside
+        return value
 
     def _key(self, event: Event) -> str:
         if isinstance(event, yaml.AliasEvent):

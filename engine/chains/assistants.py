@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from checkpoints.checkpoint import load_checkpoint
+from engine.config.defaults import RECIPE, training_hyp
 from engine.config.flags import MOST_EPOCHS
-from engine.config.hyp import read_hyp
 from engine.config.options import LATER, TrainOptions
 from engine.distilling.distillers import check_recipe
 from engine.training.distributed import World, announced_world
@@ -24,7 +24,7 @@ from engine.training.state import run_state
 from engine.training.train import run_training
 from utils.errors import UsageError, UserError
 from utils.logging import LOGGER, setup_logging
-from utils.paths import existing_file, read_record, replacing, run_path
+from utils.paths import REPOSITORY, existing_file, read_record, replacing, run_path
 from utils.running.folders import output_folder
 from utils.running.processes import advise
 from utils.text import shown, shown_path
@@ -138,8 +138,8 @@ def run_chain(options: TrainOptions, assistants: Sequence[Assistant]) -> Path:
         raise UsageError("--teacher-assistants in several processes: add --exist-ok, so that all mean the same folder")
     if options.more_teachers:
         raise UsageError("--teacher-assistants are a chain under one teacher; name one with --teacher-weights")
-    for recipe in {options.hyp, *(assistant.hyp for assistant in assistants if assistant.hyp)}:
-        check_recipe(replace(options, hyp=recipe), read_hyp(recipe))
+    for student in (options, *(_stage_options(options, assistant) for assistant in assistants)):
+        check_recipe(replace(options, hyp=student.hyp), training_hyp(student, distil=True).hyp)
     path = run_path(options.project, options.name)
     with output_folder(path, options.exist_ok, world.is_main) as folder:
         try:
@@ -161,10 +161,7 @@ def _run_stages(
     stages: list[dict[str, Any]] = []
     shared = replace(options, project=str(folder), exist_ok=True)
     for number, assistant in enumerate(assistants, 1):
-        stage = replace(
-            shared, cfg=assistant.cfg, weights=assistant.weights, name=f"{number}-{assistant.name}",
-            hyp=assistant.hyp or options.hyp, epochs=assistant.epochs or options.epochs,
-        )  # fmt: skip
+        stage = replace(_stage_options(shared, assistant), name=f"{number}-{assistant.name}")
         LOGGER.info(f"\n[{number}/{len(assistants) + 1}] assistant {assistant.name} under {shared.teacher_weights}")
         stages.append(_assistant_stage(stage, assistant))
         if world.is_main:
@@ -179,6 +176,18 @@ def _run_stages(
     if world.is_main:
         _write(record, plan, stages)
     return stages
+
+
+def _stage_options(options: TrainOptions, assistant: Assistant) -> TrainOptions:
+    """The options of an assistant's training: the student's, but for what it says itself.
+
+    The default recipe is named, so that the baseline trains with its plain hyper-parameters too.
+    """
+    return replace(
+        options, cfg=assistant.cfg, weights=assistant.weights,
+        hyp=assistant.hyp or options.hyp or str(REPOSITORY / RECIPE),
+        epochs=assistant.epochs or options.epochs,
+    )  # fmt: skip
 
 
 def _known_plan(record: Path) -> Any:

@@ -10,8 +10,9 @@ from typing import Any
 
 from checkpoints.checkpoint import load_checkpoint
 from data.config import DatasetConfig, load_dataset_config
+from engine.config.defaults import hyp_values, kind_of_student
 from engine.config.flags import MOST_EPOCHS
-from engine.config.hyp import AUTO, AUTO_NUMBERS, hyp_from_dict, load_hyp
+from engine.config.hyp import AUTO, AUTO_NUMBERS, hyp_from_dict
 from engine.config.options import IMPORTANCES, INITS
 from models.config import read_model_config
 from utils.device import select_device
@@ -50,7 +51,8 @@ class Experiment:
             file. An arm is distilled when the result has kd_losses, unless `distil` says no. `init` is that of
             train_distill.py; an arm that is not distilled starts from scratch, or with `init: inherit` as a part of the
             teacher, whose channels `importance` chooses. `weights` stands for `student_weights`.
-        hyp: hyper-parameters of the arms that name none.
+        hyp: hyper-parameters of the arms that name none; without it those of the network's family, with the default
+            recipe where an arm has `distil: true`.
         changes: values that replace those of every hyp file, the teacher's too.
         epochs: length of every arm that names none of its own; equal for all, or nothing could be concluded.
         seeds: one run of every arm for each.
@@ -68,7 +70,7 @@ class Experiment:
     student: str
     teacher: Mapping[str, Any]
     arms: Mapping[str, Mapping[str, Any]]
-    hyp: str = "hyp/scratch-low.yaml"
+    hyp: str = ""
     changes: Mapping[str, Any] = field(default_factory=dict)
     student_weights: str = ""
     epochs: int = 100
@@ -213,9 +215,15 @@ def merged_values(
         shared: numbers that replace the file's, as all trainings have them, but not those of changes.
     """
     source = str(settings.get("hyp") or experiment.hyp)
+    if settings is experiment.teacher:
+        kind = kind_of_student(str(settings.get("cfg") or ""), str(settings.get("start") or ""))
+    else:  # the same for every arm, whatever weights an arm has of its own, or they would not compare
+        kind = kind_of_student(experiment.student, experiment.student_weights)
+    loaded = hyp_values(source, kind, bool(settings.get("distil")))
+    source = source or f"the defaults for {kind}"
     changes = {**experiment.changes, **(settings.get("changes") or {})}
     numbers = {key: value for key, value in (shared or {}).items() if changes.get(key, AUTO) == AUTO}
-    values = {**load_hyp(source), **changes, **numbers}
+    values = {**loaded.values, **changes, **numbers}
     hyp_from_dict(values, f"{source} with the changes of the experiment" if changes else source)
     return source, values
 

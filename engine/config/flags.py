@@ -51,13 +51,13 @@ class NotBuiltIn(argparse.Action):
         parser.error(f"{option_string}: {NOT_BUILT_IN[str(option_string)]}")
 
 
-def training_parser(description: str, hyp: str, project: str) -> argparse.ArgumentParser:
+def training_parser(description: str, project: str, hyp: str) -> argparse.ArgumentParser:
     """Upstream YOLOv7's flags and defaults, with YOLOv5's spellings as aliases.
 
     Args:
         description: first line of --help.
-        hyp: default hyper-parameter file.
         project: default folder of the runs.
+        hyp: what --hyp is by default, in words.
     """
     parser = CommandParser(description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     _add_inputs(parser, hyp)
@@ -74,7 +74,7 @@ def _add_inputs(parser: argparse.ArgumentParser, hyp: str) -> None:
     add("--weights", default="", help="checkpoint to start from; upstream's .pt files too")
     add("--cfg", default="", help="architecture yaml; without it, that of --weights")
     add("--data", default="data/coco.yaml", help="data set yaml")
-    add("--hyp", default=hyp, help="hyper-parameter yaml")
+    add("--hyp", default="", help=f"hyper-parameter yaml; without it, {hyp}")
     add(
         "--resume",
         nargs="?",

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from engine.config.bases import load_hyp
 from engine.config.teachers import check_teachers
 from engine.config.vocabulary import translate
 from utils.errors import UserError
-from utils.text import printable, shown, shown_path
-from utils.yaml_io import check_keys, load_yaml
+from utils.text import shown
+from utils.yaml_io import check_keys
 
 
 @dataclass(frozen=True)
@@ -115,8 +115,6 @@ WHOLE_NUMBERS = (*OPTIONAL_NUMBERS, "enlarge_small_boxes", "close_mosaic", "nbs"
 # own limits are data.augmentation.augment's.
 LARGEST = {"nbs": 100_000, "anchors": 100, "degrees": 180, "shear": 60, "perspective": 0.001, "loss_ota": 1}
 LARGEST_VALUE = 1e6
-TEXT_KEYS = ("base", "classes")  # a file's name; classes of a teacher
-LONGEST_CHAIN = 20  # of files that are based on one another
 KD_KEYS = ("student_kd_layers", "teacher_kd_layers", "kd_losses", "kd_schedule")
 
 
@@ -151,6 +149,7 @@ def hyp_from_dict(values: Mapping[str, Any], where: str) -> Hyp:
             _check_range(name, value, where)
             clean[name] = round(value) if name in WHOLE_NUMBERS else float(value)
     clean["anchors"] = clean.get("anchors") or None  # upstream's files write 0 for "those of the architecture"
+    clean.setdefault("kd_teachers", [])
     for name in ("kd_losses", "kd_schedule"):
         if not isinstance(clean.get(name, {}), Mapping):
             found = shown(clean[name])
@@ -171,36 +170,6 @@ def _check_range(name: str, value: float, where: str) -> None:
         raise UserError(f"{where}: {name} is {shown(value)}, expected a number of at most {most:g}")
 
 
-def load_hyp(path: str | Path) -> dict[str, Any]:
-    """The values of a hyper-parameter file, over those of the file that its key `base` names.
-
-    `base` is relative to the file's folder, and may itself have a base. A value replaces the base's as a whole, also
-    where it is a mapping.
-
-    Raises:
-        UserError: a file is missing or broken, or the bases form a circle.
-    """
-    layers: list[dict[str, Any]] = []
-    seen: list[Path] = []
-    following: Path | None = Path(path)
-    while following is not None:
-        if following.resolve() in seen:
-            remedy = "one file of the circle must have none"
-            raise UserError(f"{printable(seen[0])}: base leads back to {shown_path(following.name)}; {remedy}")
-        if len(seen) == LONGEST_CHAIN:
-            raise UserError(f"{printable(seen[0])}: more than {LONGEST_CHAIN} files are based on one another")
-        seen.append(following.resolve())
-        layers.append(load_yaml(following, "hyper-parameter file", TEXT_KEYS))
-        base = layers[-1].pop("base", None)
-        if base is not None and not isinstance(base, str):
-            raise UserError(f"{following}: base is {shown(base)}; expected a file's name such as scratch-low.yaml")
-        where, following = following, None if base is None else following.parent / base
-        if following is not None and not os.path.isfile(following):
-            missing = f"base {shown_path(base)} does not exist in {where.parent}"
-            raise UserError(f"{where}: {missing}; name a hyper-parameter file")
-    return {name: value for layer in reversed(layers) for name, value in layer.items()}
-
-
 def read_hyp(path: str | Path) -> Hyp:
-    """Reads a hyper-parameter file with its base."""
-    return hyp_from_dict(load_hyp(path), str(path))
+    """Reads a hyper-parameter file with its base; what neither gives is `Hyp`'s, whatever the student's family."""
+    return hyp_from_dict(load_hyp(path).values, str(path))

@@ -19,7 +19,7 @@ class TrainOptions:
     weights: str = ""
     cfg: str = ""
     data: str = "data/coco.yaml"
-    hyp: str = "hyp/scratch-low.yaml"
+    hyp: str = ""
     epochs: int = 300
     batch_size: int = 16
     img_size: tuple[int, int] = (640, 640)

@@ -25,8 +25,9 @@ LOSS_TABLES = {"feature": FEATURE_LOSSES, "logical": LOGICAL_LOSSES}
 
 MAX_INDEX_DIGITS = 6  # of a layer
 LAYER_KEYS = ("student_kd_layers", "teacher_kd_layers")
+SCHEDULE_KEYS = ("kd_loss_decay", "kd_loss_epoch")
 RECIPE_KEYS = (
-    "kd_loss_type", "kd_loss_decay", "kd_loss_epoch",
+    "kd_loss_type", *SCHEDULE_KEYS,
     "feature_loss_type", "feature_loss_ratio", "logical_loss_type", "logical_loss_ratio",
 )  # fmt: skip
 ELSEWHERE = {
@@ -58,15 +59,14 @@ def translate(values: Mapping[str, Any], where: str) -> dict[str, Any]:
         return result
     if result.get("kd_losses"):
         raise UserError(f"{where}: {', '.join(given)} beside kd_losses; keep one of the two, kd_losses says it all")
-    result["kd_losses"] = _losses(given, where)
+    if not (given.keys() <= set(SCHEDULE_KEYS) and any(result.get(key) is not None for key in LAYER_KEYS)):
+        result["kd_losses"] = _losses(given, where)  # layers with a decay alone are for the default recipe's losses
     schedule = result.get("kd_schedule") or {}
     if not isinstance(schedule, Mapping):
         raise UserError(f"{where}: kd_schedule must be a mapping such as `shape: cosine`, found {shown(schedule)}")
     result["kd_schedule"] = _schedule(given, where) | dict(schedule)
-    LOGGER.info(
-        f"{where}: {', '.join(given)} read as kd_losses: {shown(result['kd_losses'], 300)}, "
-        f"kd_schedule: {shown(result['kd_schedule'], 300)}"
-    )
+    read = [f"{key}: {shown(result[key], 300)}" for key in ("kd_losses", "kd_schedule") if key in result]
+    LOGGER.info(f"{where}: {', '.join(given)} read as {', '.join(read)}")
     return result
 
 

@@ -6,7 +6,8 @@ from checkpoints.checkpoint import load_checkpoint
 from distill import DistillError
 from distill.listing import layer_table
 from distill.pairing import AUTO, pair_layers
-from engine.config.hyp import Hyp, read_hyp
+from engine.config.defaults import training_hyp
+from engine.config.hyp import Hyp
 from engine.config.options import TrainOptions
 from engine.distilling.distillers import teacher_image_size
 from models.yolo import Model
@@ -37,7 +38,7 @@ def list_layers(options: TrainOptions) -> tuple[str, DistillError | None]:
     teacher = architecture(options.teacher_weights)
     teacher_size = teacher_image_size(options, teacher) or size
     sizes: Sizes = ((size, size), (teacher_size, teacher_size))
-    hyp, pairs, problem = read_hyp(options.hyp), {}, None
+    hyp, pairs, problem = training_hyp(options, distil=True).hyp, {}, None
     wanted = {"auto": (AUTO, AUTO)}
     if not _is_auto(hyp):
         wanted["hyp"] = (hyp.student_kd_layers or AUTO, hyp.teacher_kd_layers or AUTO)

@@ -39,7 +39,7 @@ class Workbench:
 
     def __init__(self, options: PruneOptions, folder: Path, checkpoint: Checkpoint) -> None:
         self.options, self.folder = options, folder
-        self.family, self.ch = checkpoint.family, int(checkpoint.yaml.get("ch") or 3)
+        self.ch = int(checkpoint.yaml.get("ch") or 3)
         self.stride = int(max(checkpoint.stride, default=32))
         self.device = select_device(options.training.device)
         self.hyp = base_hyp(options, checkpoint)
@@ -53,7 +53,7 @@ class Workbench:
         self.hyp_file, self.recipe_file = folder / "hyp.yaml", folder / "distill.yaml"
         self._write_hyp(self.hyp_file, self.hyp.without_distillation())
         if options.epochs_of("distill") and options.stage in ("all", "distill"):
-            self._write_hyp(self.recipe_file, dict(distillation_values(options, self.hyp, self.family)))
+            self._write_hyp(self.recipe_file, dict(distillation_values(options, self.hyp, checkpoint)))
 
     def model(self, path: Path | str) -> Model:
         """A model of these classes, with their names and in their order."""

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from checkpoints.checkpoint import Checkpoint, load_checkpoint
+from engine.config.defaults import kind_of_checkpoint, resolve_hyp
 from engine.config.flags import MOST_EPOCHS
-from engine.config.hyp import Hyp, hyp_from_dict, is_of_distillation, read_hyp
+from engine.config.hyp import Hyp, hyp_from_dict, is_of_distillation
 from engine.config.options import TrainOptions
 from pruning import PruneSettings
 from pruning.pruner import check_settings
@@ -17,12 +18,11 @@ from pruning.sparsity import SCHEDULES
 from utils.errors import UsageError, UserError
 from utils.paths import existing_file
 from utils.running.cli import check_range
+from utils.text import shown_path
 
 MOST_TARGETS, MOST_STEPS, MOST_CHANNELS, MOST_SPARSITY = 100, 10_000, 100_000, 1000
 STAGES = ("all", "sparse", "prune", "finetune", "distill")
 STARTS = ("pruned", "finetuned")
-DEFAULT_HYP = {"yolov8": "hyp/scratch.v8.yaml"}
-DEFAULT_RECIPE = {"yolov8": "hyp/distill.fgd.yaml"}
 EXPORTED = (".onnx", ".engine", ".torchscript", ".xml", ".bin", ".mlmodel", ".mlpackage", ".tflite", ".pb")
 
 
@@ -40,7 +40,7 @@ class PruneOptions:
         sparse_epochs: None means: as `training` where BatchNorm scales decide, else none.
         finetune_epochs, distill_epochs: None as `training`; 0 leaves the stage out.
         sparsity, sparsity_schedule: of the sparse training.
-        distill_hyp: whose kd_losses and kd_schedule are used; empty for the family's default.
+        distill_hyp: whose kd_losses and kd_schedule are used; empty for the default recipe.
         distill_from: what the distillation starts from: the pruned or the fine-tuned model.
         batches: of training images, for Taylor importance and BatchNorm's statistics.
         sensitivity: also measure how much each layer alone can lose.
@@ -125,25 +125,25 @@ def check_options(options: PruneOptions) -> Checkpoint:
 
 def base_hyp(options: PruneOptions, checkpoint: Checkpoint) -> Hyp:
     """Hyper-parameters of all stages: the file that is named, else those of the model's own training."""
-    if options.training.hyp:
-        return read_hyp(options.training.hyp)
-    if checkpoint.kind == "own" and checkpoint.hyp:
+    if not options.training.hyp and checkpoint.kind == "own" and checkpoint.hyp:
         known = {f.name for f in fields(Hyp)}
         values = {k: v for k, v in checkpoint.hyp.items() if k in known and not is_of_distillation(k)}
         return hyp_from_dict(values, f"the hyper-parameters in {checkpoint.path}")
-    return read_hyp(DEFAULT_HYP.get(checkpoint.family, "hyp/scratch-low.yaml"))
+    return resolve_hyp(options.training.hyp, kind_of_checkpoint(checkpoint), distil=False).hyp
 
 
-def distillation_values(options: PruneOptions, hyp: Hyp, family: str) -> Mapping[str, Any]:
+def distillation_values(options: PruneOptions, hyp: Hyp, checkpoint: Checkpoint) -> Mapping[str, Any]:
     """The hyper-parameters of the distillation: the base, with what a recipe says of distillation.
 
     Raises:
         UserError: the recipe has no kd_losses.
     """
-    path = options.distill_hyp or DEFAULT_RECIPE.get(family, "hyp/distill.fgd-output.yaml")
-    recipe = read_hyp(path)
+    recipe = resolve_hyp(options.distill_hyp, kind_of_checkpoint(checkpoint), distil=True).hyp
     if not recipe.distills:
-        raise UserError(f"{path} has no kd_losses: nothing would be distilled; use one of hyp/distill.*.yaml")
+        raise UserError(
+            f"{shown_path(options.distill_hyp)} has no kd_losses: nothing would be distilled; "
+            "use one of hyp/distill.*.yaml"
+        )
     defaults = Hyp().to_dict()
     own = {k: v for k, v in recipe.to_dict().items() if is_of_distillation(k) and v != defaults[k]}
     return {**hyp.without_distillation(), **own}

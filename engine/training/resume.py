@@ -13,7 +13,8 @@ from checkpoints.checkpoint import Checkpoint, load_checkpoint
 from data.config import DatasetConfig, load_dataset_config
 from data.synthetic import ensure_dataset
 from data.unlabeled import MixedLoader
-from engine.config.hyp import AUTO, AUTO_NUMBERS, Hyp, hyp_from_dict, read_hyp
+from engine.config.defaults import kind_of_checkpoint, resolve_hyp
+from engine.config.hyp import AUTO, AUTO_NUMBERS, Hyp, hyp_from_dict
 from engine.config.options import TrainOptions
 from engine.distilling.teachers import OWN_AVERAGE
 from engine.runfolder import RunFolder
@@ -150,7 +151,7 @@ def changed_options(
             old, new = (before.teacher_weights, *before.more_teachers), (flags.teacher_weights, *flags.more_teachers)
         if name in (*FREE, "epochs") or (name in MOVED and all(old if isinstance(old, tuple) else (old,))):
             changes[name] = new
-        elif not _is_same(name, old, new, hyp, checkpoint):
+        elif not (_means(new, before, hyp, checkpoint) if name == "hyp" else _is_same(name, old, new, checkpoint)):
             raise UsageError(
                 f"--{_flag(name)} {shown(new)} does not count with --resume: this run has {shown(old)}; "
                 f"leave it out, or start a new run with --weights {checkpoint.path}"
@@ -161,12 +162,16 @@ def changed_options(
     return replace(before, **changes)
 
 
-def _is_same(name: str, old: Any, new: Any, hyp: Hyp, checkpoint: Checkpoint) -> bool:
-    """Whether a flag means what the run has anyway."""
-    if name == "hyp":
-        read = hyp_from_dict(read_hyp(new).to_dict(), new)
-        numbers: dict[str, Any] = {key: getattr(hyp, key) for key in AUTO_NUMBERS if getattr(read, key) == AUTO}
-        return replace(read, **numbers) == hyp
+def _means(path: str, before: TrainOptions, hyp: Hyp, checkpoint: Checkpoint) -> bool:
+    """Whether a hyper-parameter file says what the run has anyway."""
+    kind = kind_of_checkpoint(checkpoint, fine_tuned=bool(before.weights))
+    read = resolve_hyp(path, kind, bool(before.teacher_weights)).hyp
+    numbers: dict[str, Any] = {key: getattr(hyp, key) for key in AUTO_NUMBERS if getattr(read, key) == AUTO}
+    return replace(read, **numbers) == hyp
+
+
+def _is_same(name: str, old: Any, new: Any, checkpoint: Checkpoint) -> bool:
+    """Whether any other flag means what the run has anyway."""
     if name == "img_size":  # rounded up in the run
         stride = max(map(int, checkpoint.stride), default=1)
         return tuple(-(-size // stride) * stride for size in new) == old

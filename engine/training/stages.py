@@ -10,7 +10,8 @@ from typing import Any
 from checkpoints.checkpoint import load_checkpoint
 from data.config import load_dataset_config
 from data.labels import build_index
-from engine.config.hyp import AUTO, AUTO_NUMBERS, hyp_from_dict, read_hyp
+from engine.config.defaults import kind_of_checkpoint, resolve_hyp
+from engine.config.hyp import AUTO, AUTO_NUMBERS, hyp_from_dict
 from engine.config.options import TrainOptions
 from engine.runfolder import RunFolder
 from engine.training.state_check import upgraded
@@ -47,8 +48,9 @@ def check_stage(folder: Path, training: TrainOptions, free: Collection[str] = FR
         if key not in (*free, *PLACE_FLAGS, *FILES) and before.get(key, value) != value:
             raise _another(folder, f"--{key.replace('_', '-')} was {shown(before[key])}, now {shown(value)}")
     if checkpoint.hyp:
-        both = (checkpoint.hyp, read_hyp(training.hyp).to_dict())
-        was, wanted = (hyp_from_dict(values, training.hyp).to_dict() for values in both)
+        kind = kind_of_checkpoint(checkpoint, fine_tuned=bool(training.weights))
+        wanted = resolve_hyp(training.hyp, kind, bool(training.teacher_weights)).hyp.to_dict()
+        was = hyp_from_dict(checkpoint.hyp, str(run.last)).to_dict()
         chosen = [key for key in AUTO_NUMBERS if wanted[key] == AUTO]  # by the length of the training, which counts
         key = next((key for key in was if was[key] != wanted[key] and key not in chosen), "")
         if key:

@@ -13,7 +13,8 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from data.config import DatasetConfig
-from engine.config.hyp import Hyp, read_hyp
+from engine.config.defaults import training_hyp
+from engine.config.hyp import Hyp
 from engine.config.options import TrainOptions
 from engine.distilling.distillers import build_distillers, check_recipe
 from engine.distilling.inheriting import (
@@ -72,12 +73,12 @@ def run_training(
     plan: Resumption | None = None
     if resume:
         plan = plan_resumption(resume, options, given)
-        options, hyp, distil = plan.options, plan.hyp, bool(plan.options.teacher_weights)
-    else:
-        hyp = read_hyp(options.hyp)
+        options, distil = plan.options, bool(plan.options.teacher_weights)
     world = announced_world(options.batch_size)
     setup_logging(world.rank)
-    for note in plan.notes if plan else ():
+    source = plan or training_hyp(options, distil)
+    hyp = source.hyp
+    for note in source.notes:
         (LOGGER.warning if note.startswith("warning") else LOGGER.info)(note)
     device = select_device(options.device)
     join_world(world, device)

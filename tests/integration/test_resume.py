@@ -101,7 +101,7 @@ def done(whole: Path, tmp_path: Path) -> Path:
 
 def parsed(*words: object) -> tuple[TrainOptions, set[str]]:
     """Options and given flags of a train_distill.py command line."""
-    parser = training_parser("", hyp="hyp/distill.fgd.yaml", project="runs/distill")
+    parser = training_parser("", project="runs/distill", hyp="hyp/distill.yaml")
     add_distillation(parser)
     texts = [str(word) for word in words]
     namespace = parser.parse_args(texts)

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from engine.config.bases import load_hyp
 from engine.config.hyp import Hyp, hyp_from_dict, read_hyp
 from engine.config.options import TrainOptions
 from engine.training.state_check import UnfitError, checked_options
@@ -15,6 +16,7 @@ from utils.errors import UserError
 def test_every_shipped_file_is_valid_and_says_how_to_use_it(path: Path) -> None:
     hyp = read_hyp(path)
     assert hyp.distills == path.name.startswith("distill.")
+    assert not load_hyp(path).notes, "no shipped file takes losses from another"
     assert f"hyp/{path.name}" in "\n".join(path.read_text().splitlines()[:12])
 
 
@@ -133,7 +135,7 @@ def test_a_file_can_be_based_on_another(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.chdir(tmp_path / "more")  # a base is relative to its file, not to where the command is called
     hyp = read_hyp(tmp_path / "more" / "top.yaml")
     assert (hyp.lr0, hyp.mosaic) == (0.02, 0.25)
-    assert hyp.kd_losses == {"cwd": {"weight": 3.0}}, "a mapping is replaced as a whole"
+    assert hyp.kd_losses == {"fgd": {"weight": 1.0}, "cwd": {"weight": 3.0}}
     assert "base" not in hyp.to_dict()
 
 

@@ -8,11 +8,12 @@ import pytest
 import torch
 
 from distill import Distiller
-from engine.config.hyp import read_hyp
+from engine.config.defaults import PLAIN_FILES, resolve_hyp
+from engine.config.hyp import AUTO, read_hyp
 from tests.golden import ROOT
 from tests.unit.distill.distill_toys import ToyDetector, head_spec
 
-RECIPES = sorted((ROOT / "hyp").glob("distill.*.yaml"))
+RECIPES = sorted((ROOT / "hyp").glob("distill.*yaml"))
 ANCHOR_FREE = {"distill.ld"}
 """Recipes for heads that predict distributions of box sides."""
 each_recipe = pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
@@ -35,7 +36,7 @@ def test_there_are_recipes() -> None:
         "crosskd",
         "ld",
     ]
-    assert {f"distill.{name}" for name in names} <= {path.stem for path in RECIPES}
+    assert {"distill"} | {f"distill.{name}" for name in names} <= {path.stem for path in RECIPES}
 
 
 @each_recipe
@@ -47,11 +48,11 @@ def test_a_recipe_opens_with_the_command_that_uses_it(path: Path) -> None:
 
 @each_recipe
 def test_a_recipe_differs_from_plain_training_by_the_distillation_only(path: Path) -> None:
-    plain_file = "scratch.v8.yaml" if path.stem in ANCHOR_FREE else "scratch-low.yaml"
-    recipe, plain = read_hyp(path).to_dict(), read_hyp(ROOT / "hyp" / plain_file).to_dict()
-    different = {name for name, value in recipe.items() if value != plain[name]}
-    assert different == {"student_kd_layers", "teacher_kd_layers", "kd_losses", "kd_schedule", "nbs", "ema_ramp"}
-    assert (recipe["nbs"], recipe["ema_ramp"]) == ("auto", "auto")
+    for kind, plain_file in PLAIN_FILES.items():
+        recipe, plain = resolve_hyp(path, kind, distil=True).hyp.to_dict(), read_hyp(ROOT / plain_file).to_dict()
+        different = {name for name, value in recipe.items() if value != plain[name]}
+        assert different == {"student_kd_layers", "teacher_kd_layers", "kd_losses", "kd_schedule", "nbs", "ema_ramp"}
+        assert (recipe["nbs"], recipe["ema_ramp"]) == (AUTO, AUTO)
 
 
 @each_recipe
