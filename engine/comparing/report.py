@@ -19,8 +19,8 @@ from data.decoding.decode import ImageError, decode_image
 from data.labels import build_index
 from data.loader import validation_loader
 from data.synthetic import ensure_dataset
-from engine.comparing.arms import describe_arms, teacher_start
 from engine.comparing.experiment import Experiment
+from engine.comparing.arms import describe_arms, teacher_start
 from engine.comparing.summary import Run, enough_seeds, headline, power_note, summarise
 from engine.comparing.wording import answer, notes
 from engine.inference.class_order import adopt_names
