@@ -254,3 +254,29 @@ def compare_heads(
     if set(strides) != {*student.strides, *teacher.strides}:
         notes.append(f"heads are compared at the strides {', '.join(map(str, strides))} that both have")
     return HeadView(student, strides, match.student), HeadView(teacher, strides, match.teacher), "; ".join(notes)
+
+
+def view_heads(
+    student: HeadSpec | None, teacher: HeadSpec | None, wanted: Sequence[str] | None, needed: bool
+) -> tuple[HeadView | None, HeadView | None, str]:
+    """Views of what is known of two heads, on what both have where both are known, and a line on what is left out.
+
+    Args:
+        student, teacher: the heads; None: not known.
+        wanted: names of the classes to compare; None: all that both have.
+        needed: whether a loss looks at heads; without one, nothing need be in common.
+
+    Raises:
+        DistillError: nothing is in common, and something has to be.
+    """
+    if student is not None and teacher is not None:
+        try:
+            return compare_heads(student, teacher, wanted)
+        except DistillError:
+            if needed or wanted is not None:
+                raise
+            return None, None, ""
+    whole = [
+        None if head is None else HeadView(head, head.strides, range(head.num_classes)) for head in (student, teacher)
+    ]
+    return whole[0], whole[1], ""

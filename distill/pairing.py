@@ -205,6 +205,15 @@ def _resolve(
     return student_list, teacher_list
 
 
+def check_separate(student: nn.Module, teacher: nn.Module) -> None:
+    """Freezing the teacher must not freeze the student."""
+    own = {id(parameter) for parameter in unwrap(student).parameters()}
+    if not own:
+        raise DistillError("the student has no parameters")
+    if any(id(parameter) in own for parameter in teacher.parameters()):
+        raise DistillError("student and teacher share parameters; load the teacher as a network of its own")
+
+
 def measure(model: nn.Module, tap: Tap, image_hw: tuple[int, int], who: str) -> list[TappedLayer]:
     """Channels, sizes and strides of the tapped layers, from one pass over a black image.
 

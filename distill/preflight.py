@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -110,7 +110,9 @@ def _norm(gradients: Sequence[Tensor | None]) -> float:
     return float(torch.stack(norms).norm()) / _GRADIENT_SCALE if norms else 0.0
 
 
-def strength_table(items: Mapping[str, Tensor], detection_loss: float, gradients: Gradients) -> str:
+def strength_table(
+    items: Mapping[str, Tensor], detection_loss: float, gradients: Gradients, shared: Collection[str] = ()
+) -> str:
     """One row for each term: its weighted value, and the ratios of value and gradient to the detection loss's.
 
     Ratios above `MANY` are marked; the FGD authors advise to keep distillation near the size of the detection loss.
@@ -119,6 +121,7 @@ def strength_table(items: Mapping[str, Tensor], detection_loss: float, gradients
         items: weighted terms, not multiplied by the batch size.
         detection_loss: likewise.
         gradients: of both.
+        shared: terms whose weights set themselves, and which are not marked.
     """
     values = {name: value.item() for name, value in items.items()}
     values["sum"] = sum(values.values())
@@ -127,7 +130,7 @@ def strength_table(items: Mapping[str, Tensor], detection_loss: float, gradients
     for name, value in values.items():
         ratio = value / detection_loss if detection_loss else math.inf
         pull = norms[name] / gradients.detection if norms and gradients.detection else math.nan
-        strong = pull > MANY or (math.isnan(pull) and ratio > MANY)
+        strong = name not in shared and (pull > MANY or (math.isnan(pull) and ratio > MANY))
         mark = f"  above {MANY:g}: lower its weight" if strong else ""
         rows.append([name, f"{value:.4g}", f"{ratio:.3g}", ("-" if math.isnan(pull) else f"{pull:.3g}") + mark])
     return format_table(rows)
@@ -178,6 +181,28 @@ def doubt_of_teacher(share: float, count: int) -> str:
         f"the teacher finds {share:.0%} of the {count} labelled boxes of this batch: look at the order of its classes, "
         "at its weights (is its head trained?), and at how it wants its images; test.py shows how good it is"
     )
+
+
+def doubts_of_epoch(items: Mapping[str, float]) -> list[str]:
+    """Terms that were 0, or not finite, in the mean over an epoch."""
+    idle = [name for name, value in items.items() if value == 0]
+    broken = [name for name, value in items.items() if not math.isfinite(value)]
+    remedy = "; look at its layers, its keywords and the teacher"
+    found = [f"{name} was exactly 0{remedy}" for name in idle]
+    return found + [f"{name} was not finite{remedy}" for name in broken]
+
+
+def doubts_of_networks(learning: Sequence[Tensor], teacher: nn.Module) -> list[str]:
+    """What is wrong with a teacher beside the student's parameters that learn, where there are any."""
+    taught = list(teacher.parameters())
+    doubts = [capacity_gap(_count(learning), _count(taught))] if learning else []
+    if any(parameter.requires_grad or parameter.grad is not None for parameter in taught):
+        doubts.append("the teacher's parameters take gradients: something unfroze them after it was frozen")
+    return doubts
+
+
+def _count(parameters: Iterable[Tensor]) -> int:
+    return sum(parameter.numel() for parameter in parameters)
 
 
 def capacity_gap(student_parameters: int, teacher_parameters: int) -> str:

@@ -14,15 +14,13 @@ def format_table(rows: Sequence[Sequence[str]]) -> str:
     return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows)
 
 
-def describe_pairs(
-    losses: Mapping[str, DistillationLoss], weights: Mapping[str, float], levels: Sequence[Level]
-) -> str:
+def describe_pairs(losses: Mapping[str, DistillationLoss], weights: Mapping[str, str], levels: Sequence[Level]) -> str:
     """One row for each loss and pair of layers: channels, stride, adapter, trainable parameters."""
     rows = [
         ["loss", "weight", "level", "student layer", "teacher layer", "channels", "stride", "adapter", "parameters"]
     ]
     for name, loss in losses.items():
-        weight = f"{weights[name]:g}"
+        weight = weights[name]
         if loss.needs == "predictions":
             form = "common grid" if getattr(loss, "on_grid", False) else "-"
             rows.append([name, weight, "head", "output", "output", "-", "-", form, "0"])

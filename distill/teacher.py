@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .errors import DistillError
-from .taps import Tap
+from .taps import Tap, unwrap
 
 
 class FrozenTeacher:
@@ -96,6 +96,15 @@ class ImageScaling:
     def __call__(self, images: Tensor) -> Tensor:
         """(N, 3, H, W) images in the teacher's size, by bilinear interpolation."""
         return resized(images, self.size(images.shape[2:]))
+
+
+def image_scaling(teacher: nn.Module, image_hw: tuple[int, int], teacher_size: int | None) -> ImageScaling | None:
+    """How the teacher's images are resized; None where they are as large as the student's."""
+    if teacher_size is None or teacher_size == max(image_hw):
+        return None
+    strides = getattr(unwrap(teacher), "stride", None)
+    stride = 32 if strides is None else int(torch.as_tensor(strides).max())
+    return ImageScaling(max(image_hw), teacher_size, stride)
 
 
 def resized(maps: Tensor, to_hw: Sequence[int]) -> Tensor:

@@ -136,6 +136,11 @@ class ResultsTable:
             told += self._set_aside()
         LOGGER.warning(f"{told}; the training itself goes on unchanged")
 
+    def last_row(self) -> dict[str, Any]:
+        """The row of the latest epoch in the file; nothing where there is none that can be used."""
+        rows, _ = self._read()
+        return rows[max(rows)] if rows else {}
+
     def _read(self) -> tuple[dict[int, dict[str, Any]], str]:
         """The rows that can be used by their epoch, and what is wrong with the file."""
         if not os.path.lexists(self.path):

@@ -84,8 +84,8 @@ class AddToLoss:
             return None
         batch = inputs[0]
         targets = torch.cat([batch["batch_idx"].view(-1, 1), batch["cls"].view(-1, 1), batch["bboxes"]], 1)  # (T, 6)
-        more, _ = self.distiller(batch["img"], [], [], targets.to(batch["img"].device))
         loss, items = output
+        more, _ = self.distiller(batch["img"], [], [], targets.to(batch["img"].device), detection_loss=loss.sum())
         return _append(loss, more), items
 
     def __deepcopy__(self, memo: dict[int, Any]) -> AddToLoss:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -66,7 +66,13 @@ class SparsityLoss(nn.Module):
         self.factor = 1 - (1 - LEAST_FACTOR) * share
 
     def forward(
-        self, images: Tensor, predictions: Any, features: list[Tensor], targets: Tensor
+        self,
+        images: Tensor,
+        predictions: Sequence[Tensor],
+        features: Sequence[Tensor],
+        targets: Tensor,
+        *,
+        detection_loss: Tensor | None = None,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """The penalty times the batch size, as the detection loss; that of one image, and the mean scale, as items."""
         scales = torch.cat([scale.float() for scale in self.scales]).abs()
@@ -77,11 +83,15 @@ class SparsityLoss(nn.Module):
         """What the log should know of this epoch: the schedule's factor."""
         return {"schedule/sparsity": self.factor}
 
+    def epoch_doubts(self, items: Mapping[str, float]) -> Sequence[str]:
+        """What was wrong for a whole epoch: nothing, as the penalty does not depend on the batches."""
+        return ()
+
     def preflight(
         self,
         images: Tensor,
-        predictions: Any,
-        features: list[Tensor],
+        predictions: Sequence[Tensor],
+        features: Sequence[Tensor],
         targets: Tensor,
         detection_loss: Tensor,
         parameters: Iterable[Tensor] = (),

@@ -27,6 +27,7 @@ from utils.paths import replacing
 MOSAIC_SIDE = 1920  # pixels; larger mosaics are scaled down
 MAX_LEGEND = 20  # more classes than this are drawn thin, without a legend
 MAX_CELLS_WITH_NUMBERS = 31
+FACTORS = "weights that follow from shares"  # title of a panel
 MAX_NAME = 32  # characters of a class name in a figure
 
 Parameters = ParamSpec("Parameters")
@@ -228,6 +229,10 @@ def _panels(columns: Iterable[str]) -> dict[str, dict[str, str]]:
             panels.setdefault(kinds.get(name, name), {})[name] = column
         elif group == "schedule":
             panels.setdefault("schedule: factor on all weights", {})[name] = column
+        elif group == "share":
+            panels.setdefault("share of the detection loss's gradient", {})[name] = column
+        elif group == "factor":
+            panels.setdefault(FACTORS, {})[name] = column
         elif group in ("x", "lr"):
             panels.setdefault("learning rate", {})[name] = column
     return panels
@@ -255,6 +260,8 @@ def plot_results(csv_path: str | Path) -> None:
             if best is not None:
                 axis.axvline(best, color="0.6", linestyle=":", linewidth=1)
             axis.set_title(title, fontsize=10)
+            if title == FACTORS:  # of losses that differ by orders of magnitude
+                axis.set_yscale("log")
             axis.tick_params(labelsize=8)
             if len(lines) > 1:
                 axis.legend(fontsize=7, frameon=False)

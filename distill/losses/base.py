@@ -202,7 +202,7 @@ def keywords(kind: type[DistillationLoss], settings: Mapping[str, Any], where: s
     """
     parameters = inspect.signature(kind.__init__).parameters.values()
     known = {p.name.rstrip("_"): p for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY}
-    for name, value in check_keys(settings, ["weight", *known], where).items():
+    for name, value in check_keys(settings, ["weight", "share", *known], where).items():
         _check_value(name, value, known[name].default, where)
     return {known[name].name: value for name, value in settings.items()}
 

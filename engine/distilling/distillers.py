@@ -52,7 +52,9 @@ def adopt_anchors(student: Model, teacher: Model, hyp: Hyp) -> bool:
     settings = hyp.kd_losses.get("output") or {}  # a loss without keywords has their defaults
     compared = "output" in hyp.kd_losses and isinstance(settings, Mapping)
     mine, theirs = student.head, teacher.head
-    if not compared or not settings.get("weight", 1.0) or not settings.get("box", 1.0):
+    amount = settings.get("share", settings.get("weight", 1.0))
+    amount = amount.get("box") if isinstance(amount, Mapping) else amount
+    if not compared or not amount or not settings.get("box", 1.0):
         return False
     if not isinstance(mine, AnchorHead) or not isinstance(theirs, AnchorHead):
         return False
@@ -140,6 +142,7 @@ def _build_distiller(
         resize=hyp.kd_resize,
         classes=plan.classes,
         prefix=plan.prefix,
+        compiled=options.compile,
     )
     LOGGER.info("\n".join([f"teacher: {plan.path}", distiller.describe(), *distiller.notes]))
     return distiller

@@ -53,6 +53,12 @@ def plan_teachers(options: TrainOptions, hyp: Hyp) -> list[TeacherPlan]:
     for path in paths:
         if path != OWN_AVERAGE:
             existing_file(path, "--teacher-weights")
+    return describe_teachers(options, hyp)
+
+
+def describe_teachers(options: TrainOptions, hyp: Hyp) -> list[TeacherPlan]:
+    """As `plan_teachers`, whether or not their files are there still."""
+    paths = (options.teacher_weights, *options.more_teachers)
     entries = list(hyp.kd_teachers) or [{} for _ in paths]
     if len(entries) != len(paths):
         raise UserError(
@@ -72,7 +78,10 @@ def plan_teachers(options: TrainOptions, hyp: Hyp) -> list[TeacherPlan]:
 
 
 def shared_losses(losses: Mapping[str, Any], share: float) -> dict[str, Any]:
-    """The mixture with every weight times a teacher's share; what is no mixture is left for the distiller to refuse."""
+    """The mixture with every weight, or share of a loss, times a teacher's share.
+
+    What is no mixture is left for the distiller to refuse.
+    """
     if share == 1.0:
         return dict(losses)
     return {
@@ -83,9 +92,15 @@ def shared_losses(losses: Mapping[str, Any], share: float) -> dict[str, Any]:
 
 def _weighted(settings: Mapping[str, Any] | None, share: float) -> dict[str, Any]:
     values = dict(settings or {})
-    weight = values.get("weight", 1.0)
-    number = isinstance(weight, int | float) and not isinstance(weight, bool)
-    return {**values, "weight": weight * share if number else weight}
+    given = [key for key in ("weight", "share") if key in values]
+    return {**values, **{key: _times(values.get(key, 1.0), share) for key in given or ["weight"]}}
+
+
+def _times(amount: Any, share: float) -> Any:
+    """A number, or one for each part, times a share."""
+    if isinstance(amount, Mapping):
+        return {part: _times(value, share) for part, value in amount.items()}
+    return amount * share if isinstance(amount, int | float) and not isinstance(amount, bool) else amount
 
 
 def schedule_values(options: TrainOptions, hyp: Hyp) -> dict[str, Any]:

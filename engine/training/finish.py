@@ -11,6 +11,7 @@ import torch
 
 from checkpoints.checkpoint import load_checkpoint, save_checkpoint, to_payload
 from data.loader import DetectionLoader, validation_loader
+from engine.config.hyp import Hyp
 from engine.config.options import TrainOptions
 from engine.inference.evaluate import VALIDATION_IOU, evaluate
 from engine.runfolder import RunFolder
@@ -47,7 +48,8 @@ def finish(trainer: Trainer, state: TrainState, data: TrainingData) -> TrainResu
         return TrainResult(run.path, {}, state.best_epoch)
     assert data.val is not None
     strip_run(run)
-    return final_evaluation(run, trainer.options, state, cast(Model, trainer.ema.module), data.val, trainer.device)
+    network = cast(Model, trainer.ema.module)
+    return final_evaluation(run, trainer.options, trainer.hyp, state, network, data.val, trainer.device)
 
 
 def evaluate_trained(plan: Resumption, world: World, device: torch.device) -> TrainResult:
@@ -71,7 +73,7 @@ def evaluate_trained(plan: Resumption, world: World, device: torch.device) -> Tr
             index, options.img_size[-1], options.batch_size // world.size, options.workers, stride
         )
         record_changes(run, plan, options, {})
-        return final_evaluation(run, options, plan.state, model, loader, device)
+        return final_evaluation(run, options, plan.hyp, plan.state, model, loader, device)
     finally:
         run.release()
 
@@ -79,6 +81,7 @@ def evaluate_trained(plan: Resumption, world: World, device: torch.device) -> Tr
 def final_evaluation(
     run: RunFolder,
     options: TrainOptions,
+    hyp: Hyp,
     state: TrainState,
     network: Model,
     loader: DetectionLoader,
@@ -88,7 +91,7 @@ def final_evaluation(
 
     Args:
         run: the run folder, with stripped checkpoints.
-        options: of the run.
+        options, hyp: of the run.
         state: of its end.
         network: takes the weights of best.pt.
         loader: validation images.
@@ -100,7 +103,7 @@ def final_evaluation(
         network, loader, names=names, device=device, iou_thres=VALIDATION_IOU,
         save_dir=run.path, plots=not options.noplots,
     )  # fmt: skip
-    final_report(run, result, options)
+    final_report(run, result, options, hyp)
     run.update_manifest({"finished": {"epochs": state.epoch, "at": time.strftime("%Y-%m-%dT%H:%M:%S%z")}})
     return TrainResult(run.path, result.as_row(), epoch)
 

@@ -7,7 +7,7 @@ import random
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -20,7 +20,7 @@ from engine.config.options import TrainOptions
 from engine.runfolder import EventWriter, ResultsTable, RunFolder
 from engine.training.distributed import World, agree, average_gradients
 from engine.training.ema import ModelEMA
-from engine.training.extra_loss import ExtraLoss, Finding
+from engine.training.extra_loss import ExtraLoss, Finding, StepInputs
 from engine.training.norms import frozen_norms
 from engine.training.optimizer import apply_plan
 from engine.training.schedule import LearningSchedule
@@ -92,7 +92,7 @@ class Trainer:
         model: the student, on its device.
         wrapped: the same model as it is to be called, such as in DistributedDataParallel.
         criterion: (predictions, targets) -> (loss times batch size, items).
-        extra_losses: further losses; modules on the device.
+        extra_losses: further losses, on the device.
         loader: training batches.
         optimizer: over the model and the extra losses.
         schedule: learning rates of every iteration since the state's first epoch.
@@ -110,7 +110,7 @@ class Trainer:
         model: Model,
         wrapped: nn.Module,
         criterion: nn.Module,
-        extra_losses: Sequence[nn.Module],
+        extra_losses: Sequence[ExtraLoss],
         loader: DetectionLoader | MixedLoader,
         optimizer: torch.optim.Optimizer,
         schedule: LearningSchedule,
@@ -136,6 +136,11 @@ class Trainer:
         self.stride = int(max(model.stride))
         self.frozen_norms = frozen_norms(model)
 
+    @property
+    def extra_modules(self) -> list[nn.Module]:
+        """What the extra losses train and keep."""
+        return [extra.module for extra in self.extra_losses]
+
     def run(self) -> TrainState:
         """Trains from the state's epoch to the end, or until nothing has improved for `patience` epochs."""
         start = self.state.epoch
@@ -156,18 +161,19 @@ class Trainer:
             row = {"epoch": epoch, **self.train_epoch(epoch)}
             row |= self._validated(epoch)
             for extra in self.extra_losses:
-                row |= cast(ExtraLoss, extra).epoch_row()
+                row |= extra.epoch_row()
             row |= {f"x/lr{i}": group["lr"] for i, group in enumerate(self.optimizer.param_groups)}
             row["time/epoch"] = time.perf_counter() - epoch_began
             self.results.add(row)
             events.add(row, epoch)
             self.state.epoch = epoch + 1
             self.state.stopped = agree(self._should_stop(epoch), self.world)
-            for extra in self.extra_losses:  # what one process saves must be what all of them go on with
-                average_gradients(extra, self.world)
+            for module in self.extra_modules:  # what one process saves must be what all of them go on with
+                average_gradients(module, self.world)
             if self.save and self.world.is_main:
                 self.save(self)
             self._report(epoch, time.perf_counter() - began, start)
+            self._doubt(epoch, row)
             if self.state.stopped:
                 best, patience = self.state.best_epoch + 1, self.options.patience
                 LOGGER.info(f"stopped early: the fitness has not risen since epoch {best} (--patience {patience})")
@@ -180,8 +186,8 @@ class Trainer:
         for norm in self.frozen_norms:
             norm.eval()
         for extra in self.extra_losses:
-            extra.train()
-            cast(ExtraLoss, extra).start_epoch(epoch - first, self.options.epochs - first)
+            extra.module.train()
+            extra.start_epoch(epoch - first, self.options.epochs - first)
         closing = max(self.options.close_mosaic, self.hyp.close_mosaic)
         self.loader.set_epoch(epoch, mosaic=epoch < self.options.epochs - closing)
         meter = Meter()
@@ -211,7 +217,7 @@ class Trainer:
         if self.options.multi_scale:
             images = self._rescale(images, iteration)
         targets = batch.targets.to(self.device, non_blocking=True)  # (T, 6)
-        layers = [layer for extra in self.extra_losses for layer in cast(ExtraLoss, extra).layers]
+        layers = list(dict.fromkeys(layer for extra in self.extra_losses for layer in extra.layers))
         with torch.autocast(self.device.type, enabled=self.device.type == "cuda"):
             if layers:
                 predictions, features = self.wrapped(images, extra_features=layers)
@@ -220,31 +226,30 @@ class Trainer:
             # Targets in host memory spare the assignment most of its padding, and it never has to wait for the device.
             labelled = labelled_maps(predictions, batch.num_unlabelled)
             detection_loss, items = self.criterion(labelled, batch.targets)
+            inputs = StepInputs(images, predictions, dict(zip(layers, features)), targets, detection_loss)
             loss = detection_loss
             for extra in self.extra_losses:
-                count = len(cast(ExtraLoss, extra).layers)
-                mine, features = features[:count], features[count:]
-                more, more_items = extra(images, predictions, mine, targets)
-                if iteration == self.state.first_epoch * len(
-                    self.loader
-                ):  # in every process: gradients of a SyncBatchNorm need them all
-                    # The gradient of a compiled network can be asked for once only, which is the training's.
-                    parameters = () if self.options.compile else self.model.parameters()
-                    found = cast(ExtraLoss, extra).preflight(
-                        images, predictions, mine, targets, detection_loss, parameters
-                    )
-                    if self.world.is_main:
-                        report_preflight(found, more_items, untrained(extra, self.optimizer))
+                more, more_items = extra(inputs)
+                if iteration == self.state.first_epoch * len(self.loader):
+                    self._preflight(extra, inputs, more_items)
                 loss, items = loss + more, items | more_items
         # DistributedDataParallel averages gradients over the processes; the loss is a sum over images.
         return loss * self.world.size, items
 
+    def _preflight(self, extra: ExtraLoss, inputs: StepInputs, items: Mapping[str, Tensor]) -> None:
+        """Shows how strong an extra loss is, in every process: gradients of a SyncBatchNorm need them all."""
+        # The gradient of a compiled network can be asked for once only, which is the training's.
+        parameters = () if self.options.compile else self.model.parameters()
+        found = extra.preflight(inputs, parameters)
+        if self.world.is_main:
+            report_preflight(found, items, untrained(extra.module, self.optimizer))
+
     def optimizer_step(self) -> None:
         """Clips, steps, clears the gradients and lets the average follow."""
-        for extra in self.extra_losses:  # before unscaling, so that every process sees an overflow in any of them
-            average_gradients(extra, self.world)
+        for module in self.extra_modules:  # before unscaling, so that every process sees an overflow in any of them
+            average_gradients(module, self.world)
         self.scaler.unscale_(self.optimizer)
-        for module in (self.model, *self.extra_losses):
+        for module in (self.model, *self.extra_modules):
             nn.utils.clip_grad_norm_(list(module.parameters()), GRADIENT_CLIP)
         self.scaler.step(self.optimizer)
         self.scaler.update()
@@ -318,6 +323,12 @@ class Trainer:
                 f"  best fitness {state.best_fitness:.4f}{of_best} at epoch {state.best_epoch + 1}"
                 f"  about {_clock(left)} left"
             )
+
+    def _doubt(self, epoch: int, row: Mapping[str, float]) -> None:
+        """Warns of what was wrong with the extra losses for all of an epoch."""
+        items = {name.removeprefix("train/"): value for name, value in row.items() if name.startswith("train/")}
+        for doubt in [doubt for extra in self.extra_losses for doubt in extra.epoch_doubts(items)]:
+            LOGGER.warning(f"warning: in all of epoch {epoch + 1}, {doubt}")
 
 
 def labelled_maps(predictions: Sequence[Tensor], num_unlabelled: int) -> Sequence[Tensor]:

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from engine.config.hyp import Hyp
 from engine.config.options import TrainOptions
-from engine.runfolder import RunFolder
+from engine.distilling.shares import found_weights
+from engine.runfolder import ResultsTable, RunFolder
 from utils.logging import LOGGER
 from utils.plots import plot_batch, plot_results
 
@@ -33,9 +35,13 @@ def plot_training_batches(trainer: Trainer, names: Sequence[str]) -> None:
         )
 
 
-def final_report(run: RunFolder, result: EvalResult, options: TrainOptions) -> None:
-    """Draws results.png and prints the best model's figures and where they lie."""
+def final_report(run: RunFolder, result: EvalResult, options: TrainOptions, hyp: Hyp) -> None:
+    """Draws results.png and prints the best model's figures, weights that shares came to, and where all lies."""
     if not options.noplots:
         plot_results(run.path / "results.csv")
     LOGGER.info(result.table(verbose=len(result.names) <= 30))
+    if options.teacher_weights:
+        lines = found_weights(ResultsTable(run.path / "results.csv").last_row(), options, hyp)
+        if lines:
+            LOGGER.info("\n".join(lines))
     LOGGER.info(f"best: {run.best}\nlast: {run.last}\nresults: {run.path}")

@@ -93,7 +93,7 @@ def training_entry(trainer: Trainer, data: dict[str, Any] | None) -> dict[str, A
     state = trainer.state
     gradients = {name: p.grad for name, p in trainer.model.named_parameters() if p.grad is not None}
     extra_gradients = [
-        {name: p.grad for name, p in extra.named_parameters() if p.grad is not None} for extra in trainer.extra_losses
+        {name: p.grad for name, p in extra.named_parameters() if p.grad is not None} for extra in trainer.extra_modules
     ]
     return {
         "version": RUN_VERSION,
@@ -105,7 +105,7 @@ def training_entry(trainer: Trainer, data: dict[str, Any] | None) -> dict[str, A
         "ema_updates": trainer.ema.updates,
         "optimizer": trainer.optimizer.state_dict(),
         "scaler": trainer.scaler.state_dict(),
-        "extra_losses": [extra.state_dict() for extra in trainer.extra_losses],
+        "extra_losses": [extra.state_dict() for extra in trainer.extra_modules],
         "gradients": gradients,
         "extra_gradients": extra_gradients,
         "rng": rng_states(),
@@ -146,7 +146,7 @@ def restore_training(trainer: Trainer, checkpoint: Checkpoint, same_data: bool =
         trainer.optimizer.load_state_dict(optimizer)
         if entry["scaler"]:  # empty in a run that began on a CPU
             trainer.scaler.load_state_dict(entry["scaler"])
-        for extra, state in zip(trainer.extra_losses, entry["extra_losses"]):
+        for extra, state in zip(trainer.extra_modules, entry["extra_losses"]):
             extra.load_state_dict(state)
         trainer.state = TrainState(**entry["state"])
         set_rng_states(entry["rng"])
@@ -157,7 +157,7 @@ def restore_training(trainer: Trainer, checkpoint: Checkpoint, same_data: bool =
     # Gradients lie in the file times the loss scale of its device, which is 1 on a CPU.
     factor = trainer.scaler.get_scale() / entry["scaler"].get("scale", 1.0)
     _restore_gradients(trainer.model, entry["gradients"], factor)
-    for extra, gradients in zip(trainer.extra_losses, entry["extra_gradients"]):
+    for extra, gradients in zip(trainer.extra_modules, entry["extra_gradients"]):
         _restore_gradients(extra, gradients, factor)
     trainer.results.resume(trainer.state.epoch)
     if entry["world_size"] != trainer.world.size:
@@ -177,11 +177,11 @@ def _check_tensors(trainer: Trainer, checkpoint: Checkpoint, same_data: bool) ->
         require(len(entry[key]) == num_extra, f"{len(entry[key])} extra losses in the file, {num_extra} in this run")
     check_tensors(entry["state_dict"], trainer.model.state_dict(), "state_dict")
     check_tensors(checkpoint.state_dict, trainer.ema.module.state_dict(), "model")
-    for extra, state in zip(trainer.extra_losses, entry["extra_losses"]):
+    for extra, state in zip(trainer.extra_modules, entry["extra_losses"]):
         check_tensors(state, extra.state_dict(), "extra_losses")
     check_scaler(entry["scaler"], trainer.scaler.is_enabled())
     finite = not entry["scaler"]  # an overflow may wait for the loss scale to fall
-    modules, gradients = (trainer.model, *trainer.extra_losses), (entry["gradients"], *entry["extra_gradients"])
+    modules, gradients = (trainer.model, *trainer.extra_modules), (entry["gradients"], *entry["extra_gradients"])
     for module, found in zip(modules, gradients):
         check_tensors(found, dict(module.named_parameters()), "gradients", some=True, finite=finite)
     if same_data and entry["world_size"] == trainer.world.size:

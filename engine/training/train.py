@@ -33,6 +33,7 @@ from engine.training.criterion import build_criteria, loss_by_batch
 from engine.training.data import TrainingData, build_data, class_weights, describe_data, image_weights, sample_batches
 from engine.training.distributed import World, agree, announced_world, broadcast_module, join_world, leave_world
 from engine.training.ema import ModelEMA
+from engine.training.extra_loss import ExtraLoss, ModuleLoss
 from engine.training.finish import TrainResult, evaluate_trained, finish
 from engine.training.loop import Trainer
 from engine.training.model import build_model, freeze_layers, resumed_model
@@ -203,7 +204,7 @@ def guard_lone_images(trainer: Trainer) -> None:
         size = max(size // 2 // stride, 1) * stride
     if smallest_batch(trainer.loader, trainer.world.size) > 1:
         return
-    guard_lone_values(trainer.extra_losses)  # whose maps may be a smaller teacher's
+    guard_lone_values(trainer.extra_modules)  # whose maps may be a smaller teacher's
     if not has_lone_values(trainer.ema.module, size):
         return
     guard_lone_values([trainer.model])
@@ -233,7 +234,8 @@ def assemble(
     extra_losses, teacher = build_extra_losses(model, ema, shortened, hyp, distil, world, device)
     criterion, val_criterion = build_criteria(model, hyp, options.img_size[0], options.label_smoothing, device)
     schedule = LearningSchedule(hyp, length, len(data.train), options.batch_size, options.linear_lr)
-    optimizer = build_optimizer(options.optimizer, [model, *extra_losses], hyp.lr0, hyp.momentum, schedule.weight_decay)
+    modules = [model, *(extra.module for extra in extra_losses)]
+    optimizer = build_optimizer(options.optimizer, modules, hyp.lr0, hyp.momentum, schedule.weight_decay)
     run = RunFolder.create(options.project, options.name, options.exist_ok, world.is_main)
     path = Path(agree(str(run.path), world))
     if not world.is_main:
@@ -274,19 +276,19 @@ def assemble(
 
 def build_extra_losses(
     model: Model, ema: ModelEMA, options: TrainOptions, hyp: Hyp, distil: bool, world: World, device: torch.device
-) -> tuple[list[nn.Module], dict[str, Any]]:
+) -> tuple[list[ExtraLoss], dict[str, Any]]:
     """What is added to the detection loss, and the teachers' paths and hashes."""
-    extra_losses: list[nn.Module] = []
+    extra_losses: list[ExtraLoss] = []
     teacher: dict[str, Any] = {}
     if distil:
         distillers, teacher = build_distillers(model, options, hyp, device, cast(Model, ema.module))
-        extra_losses += distillers
+        extra_losses += [ModuleLoss(distiller) for distiller in distillers]
         for distiller in distillers:
             broadcast_module(distiller, world)
     if options.sparsity:
         from pruning.sparsity import SparsityLoss
 
-        extra_losses.append(SparsityLoss(model, options.sparsity, options.sparsity_schedule))
+        extra_losses.append(ModuleLoss(SparsityLoss(model, options.sparsity, options.sparsity_schedule)))
     return extra_losses, teacher
 
 

@@ -186,8 +186,8 @@ def test_a_teacher_of_twice_the_size_meets_the_students_grid_one_level_up() -> N
     kd = distiller(s, t, {"l2": None}, ([17, 20], [18, 21]), teacher_image_size=128)
     assert [level.name for level in kd.levels] == ["P3", "P4"]
     with torch.no_grad():
-        maps = kd._maps(IMAGES, [], s(IMAGES, extra_features=kd.layers)[1])
-    assert [m.shape for m in maps[1]["features"]] == [(2, 128, 8, 8), (2, 256, 4, 4)]
+        seen = kd._look(IMAGES, [], s(IMAGES, extra_features=kd.layers)[1], torch.zeros(0, 6))
+    assert [m.shape for m in seen.teacher["features"]] == [(2, 128, 8, 8), (2, 256, 4, 4)]
 
 
 def test_features_of_larger_images_are_interpolated_to_the_students_grid() -> None:
@@ -196,7 +196,8 @@ def test_features_of_larger_images_are_interpolated_to_the_students_grid() -> No
     larger = torch.nn.functional.interpolate(IMAGES, size=(96, 96), mode="bilinear", align_corners=False)
     with torch.no_grad():
         _, features = t.eval()(larger, extra_features=[15], features_only=True)
-        found = kd._maps(IMAGES, [], s(IMAGES, extra_features=kd.layers)[1])[1]["features"][0]
+        seen = kd._look(IMAGES, [], s(IMAGES, extra_features=kd.layers)[1], torch.zeros(0, 6))
+        found = seen.teacher["features"][0]
     expected = torch.nn.functional.interpolate(features[0], size=(8, 8), mode="bilinear", align_corners=False)
     torch.testing.assert_close(found, expected)
 

@@ -44,7 +44,7 @@ def same_start(folder: Path, **more: Any) -> Trainer:
 
 def outcome(toy: Trainer) -> dict[str, Any]:
     """What must be alike: weights, adapter, pending gradients, the last epoch."""
-    kd = toy.extra_losses[0]
+    kd = toy.extra_modules[0]
     return {
         "weights": dict(toy.model.state_dict()),
         "average": dict(toy.ema.module.state_dict()),

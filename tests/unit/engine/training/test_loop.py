@@ -127,7 +127,7 @@ def test_the_adapter_is_trained_and_the_epoch_announced(tmp_path: Path) -> None:
 
 def test_an_extra_loss_of_zero_changes_no_bit(tmp_path: Path) -> None:
     class Zero(ToyDistiller):
-        def forward(self, images: Tensor, *rest: Any) -> tuple[Tensor, dict[str, Tensor]]:
+        def forward(self, images: Tensor, *rest: Any, **more: Any) -> tuple[Tensor, dict[str, Tensor]]:
             return torch.zeros(()), {}
 
     plain = trainer(tmp_path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -143,11 +144,11 @@ def test_statistics_are_estimated_without_the_lone_image() -> None:
 
 def test_an_extra_loss_may_have_lone_values_where_the_network_has_none(tmp_path: Path) -> None:
     toy = trainer(tmp_path)
-    toy.extra_losses = [nn.BatchNorm2d(2)]
+    toy.extra_losses = [SimpleNamespace(module=nn.BatchNorm2d(2))]  # type: ignore[list-item]
     toy.loader = create_loader(lone_dataset(), 1, workers=0)
     guard_lone_images(toy)
     assert not has_lone_values(toy.ema.module, toy.options.img_size[0])
-    assert toy.extra_losses[0](torch.ones(1, 2, 1, 1)).isfinite().all()
+    assert toy.extra_modules[0](torch.ones(1, 2, 1, 1)).isfinite().all()
 
 
 def lone_dataset() -> DetectionDataset:

@@ -36,7 +36,7 @@ from utils.errors import UserError
 
 def tensors_of(toy: Trainer) -> dict[str, torch.Tensor]:
     """Everything that a step depends on or changes."""
-    modules = {"model": toy.model, "ema": toy.ema.module, "kd": toy.extra_losses[0]}
+    modules = {"model": toy.model, "ema": toy.ema.module, "kd": toy.extra_modules[0]}
     found = {f"{name}.{key}": value for name, module in modules.items() for key, value in module.state_dict().items()}
     for number, state in toy.optimizer.state_dict()["state"].items():
         found |= {f"optimizer.{number}.{k}": v for k, v in state.items() if isinstance(v, torch.Tensor)}
@@ -99,7 +99,7 @@ def test_pending_gradients_change_device_with_their_scale(tmp_path: Path) -> Non
     again = noisy(tmp_path, "SGD")
     restore_training(again, checkpoint)
     assert torch.equal(again.model.conv.weight.grad * 1024, toy.model.conv.weight.grad)
-    assert torch.equal(again.extra_losses[0].adapter.grad * 1024, toy.extra_losses[0].adapter.grad)
+    assert torch.equal(again.extra_modules[0].adapter.grad * 1024, toy.extra_modules[0].adapter.grad)
 
 
 def test_another_number_of_processes_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,6 +18,7 @@ from engine.config.options import TrainOptions
 from engine.runfolder import RunFolder
 from engine.training.distributed import World
 from engine.training.ema import ModelEMA
+from engine.training.extra_loss import ModuleLoss
 from engine.training.loop import Trainer
 from engine.training.optimizer import build_optimizer
 from engine.training.schedule import LearningSchedule
@@ -78,8 +79,17 @@ class ToyDistiller(nn.Module):
     def epoch_row(self) -> dict[str, float]:
         return {"schedule/kd": 1 / (1 + self.epochs[-1][0])}
 
+    def epoch_doubts(self, items: Mapping[str, float]) -> Sequence[str]:
+        return ()
+
     def forward(
-        self, images: Tensor, predictions: Any, features: list[Tensor], targets: Tensor
+        self,
+        images: Tensor,
+        predictions: Any,
+        features: list[Tensor],
+        targets: Tensor,
+        *,
+        detection_loss: Tensor | None = None,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         assert len(features) == 1
         loss = self.weight * (self.adapter * features[0] - 1).square().mean()
@@ -161,7 +171,7 @@ def toy_trainer(
         model=model,  # type: ignore[arg-type]
         wrapped=wrap(model) if wrap else model,
         criterion=criterion or ToyLoss(),
-        extra_losses=extra_losses,
+        extra_losses=[ModuleLoss(extra) for extra in extra_losses],  # type: ignore[arg-type]
         loader=loader,  # type: ignore[arg-type]
         optimizer=build_optimizer(
             optimizer, [model, *extra_losses], values.lr0, values.momentum, schedule.weight_decay

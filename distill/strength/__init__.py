@@ -1,0 +1,1 @@
+"""How strong each loss of the mixture is: weights, and shares of the detection loss's gradient."""
