@@ -16,7 +16,7 @@ from data.config import DatasetConfig, load_dataset_config
 from data.labels import DatasetIndex, build_index
 from data.loader import validation_loader
 from data.synthetic import ensure_dataset
-from engine.inference.ensemble import fixed_input, load_detector, with_names
+from engine.inference.ensemble import load_detector, with_names
 from engine.inference.evaluate import EvalResult, Writer, evaluate
 from engine.inference.writers import (
     COCO_CATEGORIES,
@@ -26,6 +26,7 @@ from engine.inference.writers import (
     coco_categories,
     image_ids,
 )
+from utils.detector import Detector
 from utils.device import select_device
 from utils.errors import UsageError, UserError
 from utils.evaluation.coco_eval import CocoResult, evaluate_json, read_annotations
@@ -95,7 +96,7 @@ class Tester:
         model = load_detector(weights, self.device, options.augment, self.config.names, options.trust)
         model = self._in_our_order(model, weights)
         stride = int(max(model.stride))
-        fixed_hw = fixed_input(model)
+        fixed_hw = model.input_hw
         if fixed_hw and options.task == "study":
             raise UsageError(f"--task study tries many sizes, but {weights[0]} takes images of {fixed_hw} pixels only")
         size = max(fixed_hw) if fixed_hw else rounded_size(img_size, stride, "--img-size")
@@ -120,7 +121,7 @@ class Tester:
             self._write_summary(result, official, weights, size)
         return result
 
-    def _in_our_order(self, model: Any, weights: tuple[str, ...]) -> Any:
+    def _in_our_order(self, model: Detector, weights: tuple[str, ...]) -> Detector:
         """The model with its classes in the data set's order.
 
         Raises:
