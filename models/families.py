@@ -50,8 +50,6 @@ class Family:
         activation: of blocks that have no activation of their own, as a yaml writes it; empty for the blocks' default.
         views_overlap: with test-time augmentation, the views of other sizes keep all of their levels.
         figures: how the family's original program computes precision, recall and AP.
-        hyp: plain hyper-parameters to train with from scratch.
-        recipe: what to distill with where nothing else is asked for.
     """
 
     recognized: Callable[[Traits], bool]
@@ -62,8 +60,6 @@ class Family:
     activation: str = ""
     views_overlap: bool = False
     figures: Convention = YOLOV5_FIGURES
-    hyp: str = "hyp/scratch-low.yaml"
-    recipe: str = "hyp/distill.fgd-output.yaml"
 
 
 FAMILIES: dict[str, Family] = {
@@ -77,8 +73,6 @@ FAMILIES: dict[str, Family] = {
             "BottleneckCSP": Block(partial(bottleneck.BottleneckCSP, kernels=(3, 3)), repeats=True),
         },
         figures=YOLOV8_FIGURES,
-        hyp="hyp/scratch.v8.yaml",
-        recipe="hyp/distill.fgd.yaml",
     ),
     "mobile": Family(
         recognized=lambda found: found.feeds <= {"nn.Conv2d"},
@@ -109,11 +103,6 @@ FAMILIES: dict[str, Family] = {
     ),
     "yolov5": Family(recognized=lambda found: True),
 }
-
-
-def family_of(name: str) -> Family:
-    """The row of a family; that of architectures without a peculiarity where a file does not say its family."""
-    return FAMILIES.get(name) or list(FAMILIES.values())[-1]
 
 
 def known_blocks(family: str) -> dict[str, Block]:

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import csv
-import json
-import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -30,6 +27,7 @@ from utils.detector import Detector
 from utils.device import select_device
 from utils.errors import UsageError, UserError
 from utils.evaluation.coco_eval import CocoResult, evaluate_json, read_annotations
+from utils.files import write_json
 from utils.logging import LOGGER
 from utils.names import distinct_names
 from utils.paths import existing_file, replacing, run_path
@@ -188,8 +186,7 @@ class Tester:
             "official": {"AP": official.ap, "AP50": official.ap50} if official else None,
             "speed_ms": result.speed, "classes": per_class,
         }  # fmt: skip
-        with replacing(self.folder / "results.json") as stream:
-            stream.write(json.dumps(_without_nan(summary), indent=2) + "\n")
+        write_json(self.folder / "results.json", summary)
 
 
 def run_test(options: TestOptions) -> list[EvalResult]:
@@ -248,10 +245,3 @@ def _study(tester: Tester) -> list[EvalResult]:
         writer.writeheader()
         writer.writerows(rows)
     return results
-
-
-def _without_nan(value: Any) -> Any:
-    """`value` with null for NaN, which JSON does not know."""
-    if isinstance(value, dict):
-        return {key: _without_nan(inner) for key, inner in value.items()}
-    return None if isinstance(value, float) and math.isnan(value) else value

@@ -11,7 +11,6 @@ from checkpoints.checkpoint import Checkpoint, load_checkpoint
 from engine.config.flags import MOST_EPOCHS
 from engine.config.hyp import Hyp, hyp_from_dict, is_of_distillation, read_hyp
 from engine.config.options import TrainOptions
-from models.families import family_of
 from pruning import PruneSettings
 from pruning.pruner import check_settings
 from pruning.sparsity import SCHEDULES
@@ -22,6 +21,8 @@ from utils.running.cli import check_range
 MOST_TARGETS, MOST_STEPS, MOST_CHANNELS, MOST_SPARSITY = 100, 10_000, 100_000, 1000
 STAGES = ("all", "sparse", "prune", "finetune", "distill")
 STARTS = ("pruned", "finetuned")
+DEFAULT_HYP = {"yolov8": "hyp/scratch.v8.yaml"}
+DEFAULT_RECIPE = {"yolov8": "hyp/distill.fgd.yaml"}
 EXPORTED = (".onnx", ".engine", ".torchscript", ".xml", ".bin", ".mlmodel", ".mlpackage", ".tflite", ".pb")
 
 
@@ -130,7 +131,7 @@ def base_hyp(options: PruneOptions, checkpoint: Checkpoint) -> Hyp:
         known = {f.name for f in fields(Hyp)}
         values = {k: v for k, v in checkpoint.hyp.items() if k in known and not is_of_distillation(k)}
         return hyp_from_dict(values, f"the hyper-parameters in {checkpoint.path}")
-    return read_hyp(family_of(checkpoint.family).hyp)
+    return read_hyp(DEFAULT_HYP.get(checkpoint.family, "hyp/scratch-low.yaml"))
 
 
 def distillation_values(options: PruneOptions, hyp: Hyp, family: str) -> Mapping[str, Any]:
@@ -139,7 +140,7 @@ def distillation_values(options: PruneOptions, hyp: Hyp, family: str) -> Mapping
     Raises:
         UserError: the recipe has no kd_losses.
     """
-    path = options.distill_hyp or family_of(family).recipe
+    path = options.distill_hyp or DEFAULT_RECIPE.get(family, "hyp/distill.fgd-output.yaml")
     recipe = read_hyp(path)
     if not recipe.distills:
         raise UserError(f"{path} has no kd_losses: nothing would be distilled; use one of hyp/distill.*.yaml")

@@ -12,7 +12,6 @@ from data.loader import Batch
 from engine.config.hyp import Hyp
 from losses import SimOTAAuxLoss, SimOTALoss, YOLOv5Loss, YOLOv8Loss, scale_gains
 from losses.anchor_based import AnchorLoss
-from models.families import FAMILIES
 from models.yolo import Model
 from utils.device import images_to_device
 from utils.errors import UserError
@@ -57,7 +56,7 @@ def _losses(model: Model, hyp: Hyp, image_size: int, label_smoothing: float) -> 
 
 def _task_aligned(model: Model, hyp: Hyp, image_size: int, label_smoothing: float) -> tuple[nn.Module, ...]:
     if hyp.box < LEAST_ANCHOR_FREE_BOX_GAIN:
-        LOGGER.warning(f"box: {hyp.box} is a gain for anchor heads; use {FAMILIES[model.family].hyp} for this model")
+        LOGGER.warning(f"box: {hyp.box} is a gain for anchor heads; use hyp/scratch.v8.yaml for this model")
     settings: dict[str, Any] = {"box": hyp.box, "cls": hyp.cls, "dfl": hyp.dfl, "reg_max": model.head.bins}
     return (YOLOv8Loss(model.stride, model.nc, enlarge_small_boxes=bool(hyp.enlarge_small_boxes), **settings),)
 
