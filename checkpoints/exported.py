@@ -11,6 +11,7 @@ from typing import Any
 
 import yaml
 
+from utils.detector import ANCHOR_FREE_LAYOUT, ANCHOR_LAYOUT, Layout
 from utils.errors import UsageError, UserError
 from utils.paths import existing_file
 from utils.text import shown_path
@@ -18,6 +19,12 @@ from utils.text import shown_path
 TORCHSCRIPT_SUFFIXES = (".torchscript", ".torchscript.pt")
 MAX_STRING = 1 << 22  # characters of a value: the names of a hundred thousand classes
 MAX_NOTATION = 1 << 16  # of one in Python's notation, which takes long to read
+LAYOUT_NAMES = {
+    "yolov5": ANCHOR_LAYOUT,
+    "yolov7": Layout(objectness=True, objectness_alone=True),
+    "yolov8": ANCHOR_FREE_LAYOUT,
+}
+"""What files of earlier versions call their layout."""
 
 
 @dataclass(frozen=True)
@@ -26,7 +33,7 @@ class ExportMetadata:
 
     Attributes:
         family: yolov5, yolov7, yolov8 or mobile.
-        layout: which of utils.nms.LAYOUTS the output has, or would have without suppression inside.
+        layout: of the output, or what it would be without suppression inside.
         names: class names.
         stride: sides of an image are multiples of it, in pixels.
         imgsz: height and width of an image in pixels; with `dynamic_size` those it was exported at.
@@ -40,7 +47,7 @@ class ExportMetadata:
     """
 
     family: str
-    layout: str
+    layout: Layout
     names: tuple[str, ...]
     stride: int
     imgsz: tuple[int, int]
@@ -67,6 +74,24 @@ def read_strings(strings: Mapping[str, str]) -> dict[str, Any]:
     One that is neither, or too long for what these files say of themselves, stays text.
     """
     return {key: _value(text) for key, text in strings.items()}
+
+
+def read_layout(value: Any) -> Layout | None:
+    """The layout that a file says its predictions have; None where it does not say it.
+
+    Args:
+        value: as `read_strings` gives it: the values of a layout by name, or the name by which files of earlier
+            versions call it.
+    """
+    if isinstance(value, str):
+        return LAYOUT_NAMES.get(value)
+    types = {one.name: type(one.default) for one in dataclasses.fields(Layout)}
+    if not isinstance(value, dict) or {key: type(one) for key, one in value.items()} != types:
+        return None
+    try:
+        return Layout(**value)
+    except ValueError:
+        return None
 
 
 def _value(text: str) -> Any:

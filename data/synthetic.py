@@ -23,6 +23,7 @@ import cv2
 from data.config import DatasetConfig, write_data_yaml
 from data.rendering.scene import CLASS_NAMES, Box, RandomIntegers, render_scene
 from utils.errors import UserError
+from utils.files import write_image
 from utils.logging import LOGGER, progress
 from utils.text import shown, shown_path
 from utils.yaml_io import check_keys
@@ -136,10 +137,7 @@ def _write_scene(job: tuple[Path, str, int, int, SyntheticConfig]) -> None:
     image, boxes = render_scene(config.img_size, RandomIntegers(config.seed, stream, index))
     name = f"{index:06d}"
     path = root / "images" / split / f"{name}.png"
-    encoded, content = cv2.imencode(".png", image, [cv2.IMWRITE_PNG_COMPRESSION, 1])
-    if not encoded:
-        raise UserError(f"{shown_path(path)} cannot be encoded")
-    path.write_bytes(content.tobytes())  # not by OpenCV, which takes names in UTF-8 only
+    write_image(path, image, (cv2.IMWRITE_PNG_COMPRESSION, 1))
     lines = [_label_line(class_id, box, config.img_size) for class_id, box in boxes]
     (root / "labels" / split / f"{name}.txt").write_text("".join(lines))
 

@@ -18,6 +18,7 @@ from typing import Any
 
 import yaml
 
+from utils.files import write_json
 from utils.logging import LOGGER
 from utils.paths import REPOSITORY, replacing, run_path
 from utils.running.folders import FolderLock, claim_folder, remove_run_drafts
@@ -82,9 +83,7 @@ class RunFolder:
     def write_manifest(self, facts: Mapping[str, Any]) -> None:
         """Writes manifest.json: what somebody needs to repeat this run and trust its numbers."""
         if self.active:
-            content = {**environment(), **_plain(facts)}
-            with replacing(self.path / "manifest.json") as stream:
-                stream.write(json.dumps(content, indent=2) + "\n")
+            write_json(self.path / "manifest.json", {**environment(), **_plain(facts)})
 
     def manifest(self) -> dict[str, Any]:
         """What manifest.json says; nothing where it is missing or damaged."""
@@ -99,8 +98,7 @@ class RunFolder:
         """Adds facts to manifest.json; one whose value is None is taken out."""
         if self.active:
             content = {k: v for k, v in {**self.manifest(), **_plain(facts)}.items() if v is not None}
-            with replacing(self.path / "manifest.json") as stream:
-                stream.write(json.dumps(content, indent=2) + "\n")
+            write_json(self.path / "manifest.json", content)
 
 
 class ResultsTable:

@@ -11,13 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from models.registry import ELSEWHERE, YOLOV7_ONLY
+from models.families import FAMILIES, Family, Traits, head_keys
+from models.registry import ELSEWHERE
 from utils.errors import UserError, unknown_name
 from utils.logging import LOGGER
 from utils.text import printable, shown, shown_path
 from utils.yaml_io import check_keys, load_yaml
 
-FAMILIES = ("yolov5", "yolov7", "yolov8", "mobile")
 REQUIRED_KEYS = ("nc", "backbone", "head")
 LARGEST_COUNT = 100_000  # of classes and channels: far above any real one, far below what memory holds
 MOST_REPEATS = 1000
@@ -93,6 +93,11 @@ class ModelConfig:
         return self.yaml["nc"]
 
     @property
+    def meaning(self) -> Family:
+        """What the family means by its names."""
+        return FAMILIES[self.family]
+
+    @property
     def in_channels(self) -> int:
         return self.yaml["ch"]
 
@@ -139,7 +144,7 @@ def read_model_config(
         content = load_yaml(_file_of_all_scales(Path(cfg)), "architecture", TEXT_KEYS)
         where = f"architecture {shown_path(cfg)}"
         stem = Path(cfg).stem
-    check_keys(content, KNOWN_KEYS, where)
+    check_keys(content, (*KNOWN_KEYS, *sorted(head_keys())), where)
     for key in REQUIRED_KEYS:
         if content.get(key) is None:
             raise UserError(f"{where}: the key {key!r} is missing; add it")
@@ -159,8 +164,9 @@ def read_model_config(
     if content.get("family") is None:
         content["family"] = infer_family(rows)
     family = content["family"]
-    if family not in FAMILIES:
+    if family not in list(FAMILIES):  # which may be no name at all
         raise unknown_name("family", family, FAMILIES, where)
+    check_keys(content, (*KNOWN_KEYS, *sorted(head_keys(family, rows[-1].module))), where)
     return ModelConfig(where, content, rows, depth, width, max_channels, family)
 
 
@@ -193,14 +199,10 @@ def check_anchors(anchors: Any, where: str) -> None:
 
 def infer_family(rows: Sequence[Row]) -> str:
     """The family of an architecture, from its head and blocks."""
-    head = rows[-1]
-    if head.module == "Detect" and len(head.arguments) < 2:
-        return "yolov8"
-    if all(rows[index].module == "nn.Conv2d" for index in _absolute(head)):
-        return "mobile"
-    if head.module != "Detect" or any(row.module in YOLOV7_ONLY for row in rows):
-        return "yolov7"
-    return "yolov5"
+    head, modules = rows[-1], [row.module for row in rows]
+    feeds = frozenset(modules[index] for index in _absolute(head))
+    found = Traits(head.module, len(head.arguments), feeds, frozenset(modules))
+    return next(name for name, family in FAMILIES.items() if family.recognized(found))
 
 
 def _absolute(row: Row) -> list[int]:

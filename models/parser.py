@@ -22,24 +22,13 @@ from models.config import (
     is_number,
     shortened,
 )
-from models.heads.anchor import Detect, IAuxDetect, IDetect, MapDetect
-from models.heads.anchor_free import AnchorFreeDetect
-from models.heads.base import DetectionHead
-from models.heads.binned import IBin
-from models.registry import Block, known_blocks
+from models.families import known_blocks, known_heads
+from models.heads.base import DetectionHead, HeadPlan
+from models.registry import Block
 from utils.errors import UserError, nearest
 from utils.text import shown
 
 PROBE_SIZE = 256
-ANCHOR_HEADS: dict[str, type[Detect]] = {
-    "Detect": Detect,
-    "IDetect": IDetect,
-    "IAuxDetect": IAuxDetect,
-    "IBin": IBin,
-}
-CLASS_MARGINS = {"yolov5": 0.99999, "yolov7": 0.99, "mobile": 0.99}
-BATCHNORM_EPS = {"mobile": 1e-4}
-DEFAULT_ACTIVATIONS = {"mobile": "nn.LeakyReLU(0.1)"}
 # What a block can raise on arguments or inputs that it was not made for.
 BLOCK_ERRORS = (
     ArithmeticError,
@@ -82,7 +71,7 @@ def build_layers(config: ModelConfig) -> nn.Sequential:
     Raises:
         UserError: names the yaml, the layer, and what is wrong.
     """
-    blocks = known_blocks(config.family)
+    blocks, heads = known_blocks(config.family), known_heads(config.family)
     batch = 1 if torch.empty(0).is_meta else 0  # meta tensors cost nothing, and some operators refuse empty ones
     x = torch.zeros(batch, config.in_channels, PROBE_SIZE, PROBE_SIZE)
     outputs: list[torch.Tensor] = []
@@ -93,11 +82,11 @@ def build_layers(config: ModelConfig) -> nn.Sequential:
         if row.index == len(config.rows) - 1:
             layer: nn.Module = _build_head(config, row, inputs, where)
         else:
-            if row.module in ANCHOR_HEADS:
+            if row.module in heads:
                 raise UserError(f"{where}: a detection head must be the last layer")
             name = row.module.removeprefix("torch.")
             if name not in blocks:
-                guess = nearest(name, [*blocks, *ANCHOR_HEADS])
+                guess = nearest(name, [*blocks, *heads])
                 hint = f"did you mean {guess!r}?" if guess else "docs/architectures.md lists the known ones"
                 raise UserError(f"{where}: unknown block {shown(row.module)}; {hint}")
             layer = _build_block(blocks[name], config, row, inputs, where)
@@ -221,11 +210,12 @@ def _construct(
 
 
 def _build_head(config: ModelConfig, row: Row, inputs: Any, where: str) -> DetectionHead:
-    if row.module not in ANCHOR_HEADS:
-        raise UserError(f"{where}: the last layer must be a detection head; known: {', '.join(ANCHOR_HEADS)}")
+    heads = known_heads(config.family)
+    if row.module not in heads:
+        raise UserError(f"{where}: the last layer must be a detection head; known: {', '.join(heads)}")
+    head = heads[row.module]
     arguments = resolve_argument(row.arguments, config.argument_names, where)
-    anchor_free = config.family == "yolov8" and row.module == "Detect"
-    form = "[nc]" if anchor_free else "[nc, anchors]"
+    form = "[nc, anchors]" if head.takes_anchors else "[nc]"
     if len(arguments) != form.count(",") + 1:
         raise UserError(f"{where}: takes {form}, found {shortened(row.arguments)}")
     if arguments[0] != config.num_classes:
@@ -233,21 +223,17 @@ def _build_head(config: ModelConfig, row: Row, inputs: Any, where: str) -> Detec
         raise UserError(f"{where}: has {written} classes, the model {config.num_classes}; write nc in its place")
     features = _as_list(inputs)
     strides = _strides(features, where)
-    if row.module == "IAuxDetect":
-        if len(strides) % 2:
-            raise UserError(f"{where}: reads {len(strides)} layers; it needs two for each level")
-        strides = strides[: len(strides) // 2]
-    widths = [feature.shape[1] for feature in features]
-    if anchor_free:
-        return _construct(AnchorFreeDetect, [config.num_classes, strides, widths], {}, where)  # type: ignore[return-value]
-    anchors = _level_anchors(arguments[1], strides, where)
-    if config.family == "mobile":
-        for index in absolute_sources(row):
-            if config.rows[index].module.removeprefix("torch.") != "nn.Conv2d":
-                raise UserError(f"{where}: has no weights, so it reads nn.Conv2d layers; layer {index} is none")
-    head: Callable[..., nn.Module] = MapDetect if config.family == "mobile" else ANCHOR_HEADS[row.module]
-    options = {"keep_pixel_anchors": config.family != "yolov5", "class_margin": CLASS_MARGINS[config.family]}
-    return _construct(head, [config.num_classes, strides, anchors, widths], options, where)  # type: ignore[return-value]
+    if len(strides) % head.inputs_per_level:
+        raise UserError(f"{where}: reads {len(strides)} layers; it needs {head.inputs_per_level} for each level")
+    strides = strides[: len(strides) // head.inputs_per_level]
+    anchors = _level_anchors(arguments[1], strides, where) if head.takes_anchors else []
+    for index in absolute_sources(row) if head.reads else ():
+        if config.rows[index].module.removeprefix("torch.") != head.reads:
+            raise UserError(f"{where}: has no weights, so it reads {head.reads} layers; layer {index} is none")
+    options = {key: config.yaml[key] for key in head.yaml_keys if config.yaml.get(key) is not None}
+    channels = [feature.shape[1] for feature in features]
+    plan = HeadPlan(config.num_classes, strides, channels, anchors, config.meaning.anchors, options)
+    return _construct(head, [plan], {}, where)  # type: ignore[return-value]
 
 
 def _strides(features: Sequence[Any], where: str) -> list[float]:
@@ -280,11 +266,11 @@ def _level_anchors(anchors: Any, strides: Sequence[float], where: str) -> list[l
 
 def _finish(model: nn.Sequential, config: ModelConfig) -> None:
     """What the families set on all layers after construction."""
-    text = config.yaml.get("activation") or DEFAULT_ACTIVATIONS.get(config.family)
+    text = config.yaml.get("activation") or config.meaning.activation
     activation = make_default_activation(text, config.where) if text else None
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
-            module.eps, module.momentum = BATCHNORM_EPS.get(config.family, 1e-3), 0.03
+            module.eps, module.momentum = config.meaning.batchnorm_eps, 0.03
         if activation is not None and getattr(module, "default_act", False):
             module.act = copy.deepcopy(activation)
         if isinstance(getattr(module, "act", None), IN_PLACE_ACTIVATIONS):

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from functools import partial
-
 from torch import nn
 
 from models.blocks import bottleneck, conv, mobilenet, pooling, rep, reshape
 from models.blocks.block import CONV_ORDER, Block
 from models.blocks.extra import csp
-from models.blocks.extra.conv import MixConv2d
 from models.blocks.extra.table import EXTRA_BLOCKS
+from models.heads.anchor import Detect, IAuxDetect, IDetect
+from models.heads.base import DetectionHead
+from models.heads.binned import IBin
 
 # Layers of PyTorch that take their arguments as they stand in the yaml.
 TORCH_LAYERS = (
@@ -68,26 +68,17 @@ BLOCKS: dict[str, Block] = {
     **{f"nn.{name}": Block(getattr(nn, name), widths=0) for name in TORCH_LAYERS},
 }
 
-# What a name means in one family alone.
-FAMILY_BLOCKS: dict[str, dict[str, Block]] = {
-    "yolov7": {
-        "MixConv2d": Block(partial(MixConv2d, dense=True)),
-        "nn.ConvTranspose2d": Block(nn.ConvTranspose2d, widths=0),
-    },
-    "mobile": {
-        "Conv": Block(conv.Conv, order=("kernel", "stride", "groups", "activation")),
-        "BottleneckCSP": Block(partial(bottleneck.BottleneckCSP, leaky=True), repeats=True),
-    },
-    "yolov8": {
-        "Bottleneck": Block(
-            partial(bottleneck.Bottleneck, kernels=(3, 3)), order=("shortcut", "groups", "kernels", "expansion")
-        ),
-        "BottleneckCSP": Block(partial(bottleneck.BottleneckCSP, kernels=(3, 3)), repeats=True),
-    },
+# The last row of an architecture, in every family that does not mean another head by the name.
+HEADS: dict[str, type[DetectionHead]] = {
+    "Detect": Detect,
+    "IDetect": IDetect,
+    "IAuxDetect": IAuxDetect,
+    "IBin": IBin,
 }
 
-# Blocks by which an architecture with a plain Detect head is known as YOLOv7's.
+# Blocks and heads by which an architecture is known as YOLOv7's.
 YOLOV7_ONLY = frozenset((
+    "IDetect", "IAuxDetect", "IBin",
     "MP", "SP", "ReOrg", "DownC", "RepConv", "SPPCSPC", "GhostSPPCSPC", "Shortcut", "Chuncat", "Foldcut", "Stem",
     "Ghost", "GhostStem", "RobustConv", "RobustConv2", "RepConv_OREPA", "OREPA_3x3_RepConv", "SwinTransformerBlock",
     "SwinTransformer2Block", *csp.CSP_BLOCKS, *csp.UNITS,
@@ -104,8 +95,3 @@ ELSEWHERE: dict[str, str] = {
     "v10Detect": "YOLOv10's",
     **dict.fromkeys(("C3k2", "C2PSA", "C2fPSA", "A2C2f"), "for YOLO11 and later, whose head is another"),
 }
-
-
-def known_blocks(family: str) -> dict[str, Block]:
-    """Every block that a yaml of the family can name."""
-    return {**BLOCKS, **FAMILY_BLOCKS.get(family, {})}

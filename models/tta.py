@@ -9,37 +9,50 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
+from utils.detector import Layout
+from utils.errors import UsageError
+
 VIEWS = ((1.0, False), (0.83, True), (0.67, False))  # size relative to the image, mirrored left to right
 PADDING_COLOR = 0.447  # the mean of ImageNet
-UNCLIPPED_FAMILIES = ("yolov7", "mobile")
 
 
 def predict_augmented(
-    predict: Callable[[torch.Tensor], Any], images: torch.Tensor, family: str, stride: int
+    predict: Callable[[torch.Tensor], Any],
+    images: torch.Tensor,
+    stride: int,
+    layout: Layout,
+    per_cell: int,
+    views_overlap: bool,
 ) -> torch.Tensor:
     """Decoded predictions of all views, in the coordinates of `images`.
 
-    The largest view leaves out its coarsest level and the smallest its finest, as the other views cover those sizes;
-    YOLOv7 keeps all.
+    The largest view leaves out its coarsest level and the smallest its finest, as the other views cover those sizes,
+    unless they are to overlap.
 
     Args:
         predict: gives `(decoded, raw maps)` of images, as a model does in evaluation mode.
         images: (N, C, H, W).
-        family: of the model.
-        stride: its largest.
+        stride: the model's largest.
+        layout: of its predictions.
+        per_cell: boxes that it predicts a cell.
+        views_overlap: keep all levels of all views.
+
+    Raises:
+        UsageError: the predictions are end-to-end, so those of several views cannot be put together.
     """
-    axis = 2 if family == "yolov8" else 1  # of the predictions
+    if layout.end_to_end:
+        raise UsageError("--augment: this model gives final boxes, which cannot be merged over views; leave it out")
     views = []
     for number, (ratio, mirrored) in enumerate(VIEWS):
         view = images.flip(3) if mirrored else images
         decoded, raw = predict(_resized(view, ratio, stride))
-        counts = [level.shape[2:4].numel() * (1 if axis == 2 else level.shape[1]) for level in raw]
-        if family not in UNCLIPPED_FAMILIES:
+        counts = [level.shape[2:4].numel() * per_cell for level in raw]
+        if not views_overlap:
             first = counts[0] if number == len(VIEWS) - 1 else 0
             last = counts[-1] if number == 0 else 0
-            decoded = decoded.narrow(axis, first, sum(counts) - first - last)
-        views.append(_to_image(decoded, 3 - axis, ratio, images.shape[3] if mirrored else None))
-    return torch.cat(views, axis)
+            decoded = decoded.narrow(layout.box_axis, first, sum(counts) - first - last)
+        views.append(_to_image(decoded, layout.class_axis, ratio, images.shape[3] if mirrored else None))
+    return torch.cat(views, layout.box_axis)
 
 
 def _resized(images: torch.Tensor, ratio: float, multiple: int) -> torch.Tensor:

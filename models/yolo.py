@@ -11,10 +11,9 @@ from torch import nn
 
 from models.channel_plan import PLAN_KEY, apply_plan, check_plan, plan_from_state_dict
 from models.config import read_model_config
+from models.families import FAMILIES
 from models.fuse import fuse_modules
-from models.heads.anchor import IDetect
 from models.heads.base import DetectionHead
-from models.heads.binned import IBin
 from models.parser import (
     absolute_sources,
     build_layers,
@@ -24,7 +23,9 @@ from models.parser import (
 )
 from models.summary import ModelSummary, summarize
 from models.tta import predict_augmented
+from utils.detector import Layout
 from utils.errors import UserError
+from utils.evaluation.metrics import Convention
 
 
 class Model(nn.Module):
@@ -39,6 +40,7 @@ class Model(nn.Module):
         model: the layers, each with `.i` (index), `.f` (what it reads) and `.type` (name of its block).
         save: indices of the layers whose outputs later layers read.
         head: the last layer.
+        input_hw: None, as images may have any size.
 
     Args:
         cfg: path of the yaml, or its content.
@@ -58,6 +60,7 @@ class Model(nn.Module):
         anchors: int | Sequence[Sequence[float]] | None = None,
     ) -> None:
         super().__init__()
+        self.input_hw: tuple[int, int] | None = None
         config = read_model_config(cfg, ch, nc, anchors)
         self.yaml = config.yaml
         self.family = config.family
@@ -79,9 +82,14 @@ class Model(nn.Module):
         return self.head.nc
 
     @property
-    def nms_layout(self) -> str:
-        """Which of `utils.nms.LAYOUTS` the decoded predictions have."""
-        return "yolov5" if self.family == "mobile" else self.family
+    def layout(self) -> Layout:
+        """How the decoded predictions are laid out."""
+        return self.head.layout
+
+    @property
+    def convention(self) -> Convention:
+        """How the family's original program computes its figures."""
+        return FAMILIES[self.family].figures
 
     @property
     def stride(self) -> torch.Tensor:
@@ -112,7 +120,9 @@ class Model(nn.Module):
         if augment:
             if self.training or extra_features is not None:
                 raise ValueError("test-time augmentation works in evaluation, without extra features")
-            return predict_augmented(self.forward_once, x, self.family, int(self.stride.max())), None
+            views_overlap = FAMILIES[self.family].views_overlap
+            traits = int(self.stride.max()), self.layout, self.head.per_cell, views_overlap
+            return predict_augmented(self.forward_once, x, *traits), None
         return self.forward_once(x, extra_features, features_only)
 
     def forward_once(
@@ -158,17 +168,17 @@ class Model(nn.Module):
         still has its branches (`fuse` folds them). A model that has neither stays as it is.
         """
         head = self.head
-        if not isinstance(head, IDetect) or isinstance(head, IBin):  # which has no plain counterpart
-            return self
         plain = head.deployed()
+        if plain is head:
+            return self
         rows = read_model_config(self.yaml).rows
         sources = absolute_sources(rows[-1])[: head.num_levels]
         index = len(self.model) - 1 - count_auxiliary_layers(rows, head.num_levels)
-        plain.i, plain.f, plain.type = index, sources, "Detect"  # type: ignore[assignment]
+        plain.i, plain.f, plain.type = index, sources, type(plain).__name__  # type: ignore[assignment]
         self.model = nn.Sequential(*self.model[:index], plain)
         head_rows = self.yaml["head"][: index - len(self.yaml["backbone"])]
         arguments = self.yaml["head"][-1][3]
-        self.yaml = {**self.yaml, "head": [*head_rows, [sources, 1, "Detect", arguments]]}
+        self.yaml = {**self.yaml, "head": [*head_rows, [sources, 1, plain.type, arguments]]}
         self.save = kept_layers(read_model_config(self.yaml).rows)
         if PLAN_KEY in self.yaml:  # the head has another number now
             self.record_channels()

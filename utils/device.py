@@ -149,7 +149,16 @@ class Timer:
         self.seconds += self.last
 
 
-def images_to_device(images: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """uint8 (N, 3, H, W) to float32 from 0 to 1 on the device, in channels-last layout there."""
+def images_to_device(images: torch.Tensor, device: torch.device, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    """What a network sees of images, in training, evaluation and detection.
+
+    Args:
+        images: uint8 (N, 3, H, W).
+        device: where the network is.
+        dtype: float32, or float16 for a network in half precision.
+
+    Returns:
+        The images from 0 to 1 on the device, in channels-last layout there.
+    """
     moved = images.to(device, non_blocking=True)
-    return moved.to(torch.float32, memory_format=torch.channels_last).div_(255)
+    return moved.to(dtype, memory_format=torch.channels_last).div_(255)

@@ -1,4 +1,4 @@
-"""Non-maximum suppression of decoded predictions, with each family's layout and rule for the confidence."""
+"""Non-maximum suppression (NMS) of decoded predictions in any layout."""
 
 from __future__ import annotations
 
@@ -8,9 +8,8 @@ import torch
 from torchvision.ops import batched_nms, nms
 
 from utils.boxes import cxcywh_to_xyxy
-from utils.errors import unknown_name
+from utils.detector import Layout
 
-LAYOUTS = ("yolov5", "yolov7", "yolov8")
 MAX_CANDIDATES = 30000  # per image, the best ones
 
 
@@ -23,14 +22,13 @@ def non_max_suppression(
     multi_label: bool = False,
     max_det: int = 300,
     labels: Sequence[torch.Tensor] = (),
-    layout: str = "yolov5",
+    *,
+    layout: Layout,
 ) -> list[torch.Tensor]:
-    """Keeps the best of overlapping boxes.
+    """Keeps the best of overlapping boxes; of end-to-end predictions, which are final, the most confident.
 
     Args:
-        predictions: decoded boxes as centre and size in pixels, with scores in 0..1. Layouts "yolov5" and "yolov7":
-            (N, A, 5 + nc) of box, objectness, class scores; the confidence is the product of the scores, but with a
-            single class "yolov7" takes the objectness alone. Layout "yolov8": (N, 4 + nc, A) of box and class scores.
+        predictions: decoded, in this layout.
         conf_thres: a candidate's confidence must exceed it.
         iou_thres: a box that overlaps a better one by more is dropped.
         classes: keep these classes only.
@@ -39,37 +37,35 @@ def non_max_suppression(
         max_det: at most this many boxes an image, the most confident.
         labels: per image, (n, 5) rows [class, cx, cy, w, h] in pixels of boxes that are known to be right; they take
             part with confidence 1 (hybrid labels).
-        layout: one of `LAYOUTS`.
+        layout: of the predictions; `iou_thres`, `agnostic` and `multi_label` mean nothing where it is end-to-end.
 
     Returns:
         Per image a float32 tensor (n, 6) of rows [x1, y1, x2, y2, confidence, class], most confident first.
     """
-    if layout not in LAYOUTS:
-        raise unknown_name("prediction layout", layout, LAYOUTS, "non_max_suppression")
-    rows_by_anchor = predictions.transpose(1, 2) if layout == "yolov8" else predictions  # (N, A, 4 + nc or 5 + nc)
     wanted = None if classes is None else torch.as_tensor(classes, device=predictions.device)
     results = []
-    for image, rows in enumerate(rows_by_anchor):
-        boxes, scores = _boxes_and_scores(rows, conf_thres, layout)  # (n, 4), (n, nc)
-        if len(labels) and len(labels[image]):
-            boxes, scores = _with_labels(boxes, scores, labels[image])
-        candidates = _candidates(boxes, scores, conf_thres, multi_label)  # (m, 6)
+    for image, rows in enumerate(layout.rows(predictions)):  # (A, values)
+        rows = rows[layout.most_confident(rows) > conf_thres].float()
+        known = labels[image] if len(labels) else rows.new_zeros(0, 5)
+        if layout.end_to_end:
+            candidates = _finished(rows, known)
+        else:
+            boxes, scores = rows[:, :4], layout.confidences(rows)  # (n, 4), (n, nc)
+            if len(known):
+                boxes, scores = _with_labels(boxes, scores, known)
+            candidates = _candidates(boxes, scores, conf_thres, multi_label)  # (m, 6)
         if wanted is not None:
             candidates = candidates[torch.isin(candidates[:, 5], wanted.to(candidates.dtype))]
-        results.append(_suppress(candidates, iou_thres, agnostic, max_det))
+        final = layout.end_to_end
+        results.append(candidates[:max_det] if final else _suppress(candidates, iou_thres, agnostic, max_det))
     return results
 
 
-def _boxes_and_scores(rows: torch.Tensor, conf_thres: float, layout: str) -> tuple[torch.Tensor, torch.Tensor]:
-    """Boxes (n, 4) cxcywh and class confidences (n, nc) in float32 of the rows (A, 4 + nc or 5 + nc) that can pass."""
-    if layout == "yolov8":
-        kept = rows[rows[:, 4:].amax(1) > conf_thres].float()
-        return kept[:, :4], kept[:, 4:]
-    kept = rows[rows[:, 4] > conf_thres].float()
-    objectness, class_scores = kept[:, 4:5], kept[:, 5:]
-    if layout == "yolov7" and class_scores.shape[1] == 1:
-        return kept[:, :4], objectness
-    return kept[:, :4], class_scores * objectness
+def _finished(rows: torch.Tensor, known: torch.Tensor) -> torch.Tensor:
+    """End-to-end rows (n, 6) and those of known boxes, most confident first."""
+    own = torch.cat([cxcywh_to_xyxy(known[:, 1:5]), torch.ones_like(known[:, :1]), known[:, :1]], 1)
+    rows = torch.cat([rows, own.to(rows)])
+    return rows[rows[:, 4].argsort(descending=True, stable=True)]
 
 
 def _with_labels(boxes: torch.Tensor, scores: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

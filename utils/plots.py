@@ -20,6 +20,7 @@ import torch
 from utils.boxes import cxcywh_to_xyxy
 from utils.evaluation.confusion import ConfusionMatrix
 from utils.evaluation.metrics import CONFIDENCES, ClassMetrics
+from utils.files import write_image
 from utils.fonts import drawing_font, legible
 from utils.logging import LOGGER
 from utils.paths import replacing
@@ -146,7 +147,7 @@ def plot_batch(
             _draw_caption(tile, legible(Path(paths[i]).name[:40]), 0, tile.shape[0], (60, 60, 60), 13)
         y, x = i // columns * (size[1] + 2), i % columns * (size[0] + 2)
         mosaic[y : y + size[1], x : x + size[0]] = tile
-    _write_image(Path(path), mosaic)
+    write_image(Path(path), mosaic)
 
 
 def _draw_targets(tile: np.ndarray, rows: np.ndarray, names: Sequence[str]) -> np.ndarray:
@@ -156,15 +157,6 @@ def _draw_targets(tile: np.ndarray, rows: np.ndarray, names: Sequence[str]) -> n
     if rows.shape[1] > 6:
         labels = [f"{label} {confidence:.2f}" for label, confidence in zip(labels, rows[:, 6])]
     return draw_boxes(tile, cxcywh_to_xyxy(rows[:, 2:6]) * [width, height, width, height], labels, classes)
-
-
-def _write_image(path: Path, image: np.ndarray) -> None:
-    """Writes by way of memory, because OpenCV cannot open every path and does not say why."""
-    encoded, data = cv2.imencode(path.suffix, image)
-    if not encoded:
-        raise ValueError(f"OpenCV cannot write {path.suffix} files")
-    with replacing(path, "wb") as stream:
-        stream.write(data.tobytes())
 
 
 # ------------------------------------------------------------------------------------------------ curves

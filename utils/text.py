@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import reprlib
 import unicodedata
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 MAX_SHOWN = 80
@@ -51,6 +52,12 @@ def terminal_text(text: str) -> str:
     if text.replace("\n", "").replace("\t", "").isprintable():
         return text
     return "".join(c if c.isprintable() or c in "\n\t" or unicodedata.category(c) == "Zs" else "?" for c in text)
+
+
+def markdown_table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> list[str]:
+    """The lines of a table in Markdown."""
+    cells = [header, ["---"] * len(header), *rows]
+    return ["| " + " | ".join(map(str, row)) + " |" for row in cells]
 
 
 def shown(value: Any, limit: int = MAX_SHOWN) -> str:

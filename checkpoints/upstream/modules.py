@@ -17,8 +17,7 @@ from models.blocks.extra.csp import CSPBlock
 from models.blocks.extra.transformer import TransformerBlock
 from models.blocks.pooling import SPP, SPPCSPC, SPPF, PoolingPyramid
 from models.blocks.rep import ConvBN, RepConv
-from models.heads.anchor import AnchorHead
-from models.heads.anchor_free import AnchorFreeDetect
+from models.heads.base import DetectionHead
 from utils.errors import UserError
 
 COMMON, EXPERIMENTAL, ULTRALYTICS = "models.common", "models.experimental", "ultralytics.nn.modules"
@@ -142,10 +141,8 @@ class ModuleWriter:
             UserError: a block that the release does not have, or one whose BatchNorm is folded.
         """
         stand_in = self.module(layer, f"layer {layer.i} ({layer.type})")
-        if isinstance(layer, AnchorHead):
-            stand_in.attributes.update(self._anchor_head(layer))
-        elif isinstance(layer, AnchorFreeDetect):
-            stand_in.attributes.update(self._anchor_free_head(layer))
+        if isinstance(layer, DetectionHead):
+            stand_in.attributes.update(self._head(layer))
         repeated = stand_in.short_name == "Sequential"
         block = stand_in.attributes["_modules"]["0"] if repeated else stand_in
         stand_in.attributes.update(i=layer.i, f=layer.f, type=block.class_name)
@@ -212,34 +209,19 @@ class ModuleWriter:
         value = self._stored(parameter, where)
         return None if value is None else nn.Parameter(value, requires_grad=False)
 
-    def _anchor_head(self, head: AnchorHead) -> dict[str, Any]:
-        attributes: dict[str, Any] = {
-            "nc": head.nc,
-            "no": head.no,
-            "nl": head.num_levels,
-            "na": head.na,
-            "grid": self._empty_grids(head),
-            "stride": self._strides.to(self._head_dtype, copy=True),
-        }
-        if not head.keep_pixel_anchors:  # else they are a buffer, and the head has no flag for working in place
-            attributes["anchor_grid"] = self._empty_grids(head)
-            attributes["inplace"] = True
+    def _head(self, head: DetectionHead) -> dict[str, Any]:
+        strides = self._strides.to(self._head_dtype, copy=True)
+        attributes: dict[str, Any] = {"nc": head.nc, "nl": head.num_levels, "no": head.no, "stride": strides}
+        if head.bins is not None:
+            empty = {name: torch.empty(0, dtype=self._head_dtype) for name in ("anchors", "strides")}
+            return attributes | {"reg_max": head.bins, "inplace": True} | empty
+        attributes |= {"na": head.per_cell, "grid": self._empty_grids(head)}
+        if "anchor_grid" not in head._buffers:  # else they are a buffer, and the head has no flag for working in place
+            attributes |= {"anchor_grid": self._empty_grids(head), "inplace": True}
         return attributes
 
-    def _empty_grids(self, head: AnchorHead) -> list[torch.Tensor]:
+    def _empty_grids(self, head: DetectionHead) -> list[torch.Tensor]:
         return [torch.zeros(self._style.empty_grid, dtype=self._head_dtype) for _ in range(head.num_levels)]
-
-    def _anchor_free_head(self, head: AnchorFreeDetect) -> dict[str, Any]:
-        return {
-            "nc": head.nc,
-            "nl": head.num_levels,
-            "reg_max": head.reg_max,
-            "no": head.no,
-            "stride": self._strides.to(self._head_dtype, copy=True),
-            "inplace": True,
-            "anchors": torch.empty(0, dtype=self._head_dtype),
-            "strides": torch.empty(0, dtype=self._head_dtype),
-        }
 
 
 def _path(kind: type) -> str:

@@ -16,7 +16,7 @@ from checkpoints.upstream.facts import file_facts, image_size
 from checkpoints.upstream.families import family_of, guess_release, refuse_other_models
 from checkpoints.upstream.structure import Facts, default_activation, pickled_facts
 from models.config import KNOWN_KEYS
-from models.parser import DEFAULT_ACTIVATIONS
+from models.families import FAMILIES
 from utils.errors import UserError
 from utils.names import class_names
 from utils.text import shown
@@ -134,7 +134,7 @@ def read_model(model: StandIn, entries: Mapping[str, Any], classes: set[str], wh
     nc = class_count(head.attributes.get("nc", model.attributes.get("nc", yaml.get("nc"))), where)
     stride = numbers(model.attributes.get("stride", head.attributes.get("stride")))
     activation = _activation(model, yaml, where)
-    if activation not in (None, DEFAULT_ACTIVATIONS.get(family, "nn.SiLU()")):
+    if activation not in (None, FAMILIES[family].activation or "nn.SiLU()"):
         yaml.setdefault("activation", activation)
     tensors = _with_neutral_implicit(state_dict(model, where, size), head, f"model.{list(modules)[-1]}.")
     hyp = _hyp(model)

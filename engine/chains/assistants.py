@@ -7,7 +7,6 @@ the same network is trained without a teacher for as long, and a chain whose ass
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
@@ -23,8 +22,9 @@ from engine.training.stages import check_stage
 from engine.training.state import run_state
 from engine.training.train import run_training
 from utils.errors import UsageError, UserError
+from utils.files import write_json
 from utils.logging import LOGGER, setup_logging
-from utils.paths import REPOSITORY, existing_file, read_record, replacing, run_path
+from utils.paths import REPOSITORY, existing_file, read_record, run_path
 from utils.running.folders import output_folder
 from utils.running.processes import advise
 from utils.text import shown, shown_path
@@ -247,8 +247,7 @@ def _refuse_if_worse(stage: dict[str, Any], number: int) -> None:
 
 
 def _write(record: Path, plan: dict[str, Any], stages: list[dict[str, Any]]) -> None:
-    with replacing(record) as stream:
-        json.dump({"plan": plan, "stages": stages}, stream, indent=2)
+    write_json(record, {"plan": plan, "stages": stages})
 
 
 def describe_chain(stages: Sequence[dict[str, Any]]) -> str:

@@ -11,12 +11,10 @@ import torch
 
 from checkpoints.checkpoint import load_model
 from distill import Distiller, HeadSpec
+from distill.context import HEAD_KINDS
 from engine.config.hyp import Hyp
 from engine.config.options import TrainOptions
 from engine.distilling.teachers import OWN_AVERAGE, TeacherPlan, plan_teachers, schedule_values, shared_losses
-from models.heads.anchor import AnchorHead
-from models.heads.anchor_free import AnchorFreeDetect
-from models.heads.binned import IBin
 from models.yolo import Model
 from utils.device import select_device
 from utils.errors import UsageError, UserError
@@ -34,13 +32,14 @@ def head_spec(model: Model) -> HeadSpec:
     Raises:
         UserError: a head whose outputs no loss can read.
     """
-    if isinstance(model.head, IBin):
-        raise UserError("the head IBin finds box sizes by bins, which cannot be distilled; take another model")
+    head = model.head
+    if head.kind not in HEAD_KINDS:
+        raise UserError(
+            f"the head {type(head).__name__} is of the kind {head.kind!r}, which cannot be distilled; "
+            "take another model"
+        )
     strides = tuple(int(s) for s in model.stride)
-    anchors = model.head.anchors_px if isinstance(model.head, AnchorHead) else None
-    kind = "anchor_free" if anchors is None else "anchor"
-    bins = model.head.reg_max if isinstance(model.head, AnchorFreeDetect) else None
-    return HeadSpec(kind, int(model.nc), strides, anchors, tuple(model.names), bins)
+    return HeadSpec(head.kind, int(model.nc), strides, head.anchors_px, tuple(model.names), head.bins)
 
 
 def adopt_anchors(student: Model, teacher: Model, hyp: Hyp) -> bool:
@@ -56,10 +55,8 @@ def adopt_anchors(student: Model, teacher: Model, hyp: Hyp) -> bool:
     amount = amount.get("box") if isinstance(amount, Mapping) else amount
     if not compared or not amount or not settings.get("box", 1.0):
         return False
-    if not isinstance(mine, AnchorHead) or not isinstance(theirs, AnchorHead):
-        return False
-    anchors = theirs.anchors_px.cpu()
-    if mine.anchors_px.shape != anchors.shape or torch.allclose(mine.anchors_px.cpu(), anchors, rtol=1e-3):
+    own, anchors = (None if one is None else one.cpu() for one in (mine.anchors_px, theirs.anchors_px))
+    if own is None or anchors is None or own.shape != anchors.shape or torch.allclose(own, anchors, rtol=1e-3):
         return False
     mine.set_anchors(anchors)
     return True

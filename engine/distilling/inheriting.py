@@ -17,7 +17,6 @@ from distill.classes import match_classes
 from engine.config.options import TrainOptions
 from engine.distilling.teachers import OWN_AVERAGE
 from engine.inference.evaluate import VALIDATION_IOU, evaluate
-from models.heads.anchor import AnchorHead
 from models.yolo import Model
 from utils.device import images_to_device, random_streams_kept
 from utils.errors import UsageError, UserError
@@ -177,8 +176,8 @@ def inherit_part(
         student.load_state_dict(before)
         _give_up(options, f"{heritage.path}: {error}")
         return None
-    if result.anchors == "teacher" and isinstance(student.head, AnchorHead):
-        student.yaml["anchors"] = student.head.anchors_px.flatten(1).tolist()  # for whoever builds it from there
+    if result.anchors == "teacher" and (anchors := student.head.anchors_px) is not None:
+        student.yaml["anchors"] = anchors.flatten(1).tolist()  # for whoever builds it from there
     LOGGER.info(f"{heritage.path}: {result.describe()}; inherited.txt has each layer")
     ap = None if val is None else ap_of(student, val, device)
     if ap is not None:

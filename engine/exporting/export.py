@@ -132,7 +132,7 @@ class Export:
         batch, _, height, width = self.images.shape
         limits: dict[str, Any] = {"conf_thres": o.conf_thres, "iou_thres": o.iou_thres, "topk_all": o.topk_all}
         return ExportMetadata(
-            family=self.model.family, layout=self.model.nms_layout, names=tuple(self.model.names),
+            family=self.model.family, layout=self.model.layout, names=tuple(self.model.names),
             stride=int(self.model.stride.max()), imgsz=(height, width), batch=batch, dynamic_batch=dynamic_batch,
             dynamic_size=dynamic_size, half=o.half, nms=suppressed, device=self.images.device.type,
             **(limits if suppressed else {}),
@@ -169,6 +169,8 @@ def run_export(options: ExportOptions) -> list[Path]:
 def load_for_export(options: ExportOptions, path: Path, device: torch.device) -> Export:
     """The checkpoint's model in its deployment form, and images to trace it with."""
     model = load_model(path, device, fuse=False)
+    if options.end2end and model.layout.end_to_end:
+        raise UsageError(f"--end2end: the boxes that {path} gives are final without it; leave it out")
     sizes = [rounded_size(size, int(model.stride.max()), "--img-size") for size in options.img_size]
     LOGGER.info(f"{path}: {model.summary(max(sizes))} at {max(sizes)} pixels a side")  # as trained, before folding
     model = model.reparameterize().fuse().eval().requires_grad_(False)

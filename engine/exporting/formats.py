@@ -66,7 +66,7 @@ def _traced_graph(module: nn.Module, images: Tensor, metadata: ExportMetadata, o
         axes |= {2: "height", 3: "width"}
     outputs = {0: "detections"} if metadata.nms else {0: "batch"} if metadata.dynamic_batch else {}
     if metadata.dynamic_size and not metadata.nms:
-        outputs |= {2 if metadata.layout == "yolov8" else 1: "boxes"}
+        outputs |= {metadata.layout.box_axis: "boxes"}
     by_trace: dict[str, Any] = {}
     if "dynamo" in inspect.signature(torch.onnx.export).parameters:  # older ones know no other way
         by_trace["dynamo"] = False

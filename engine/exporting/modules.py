@@ -8,13 +8,14 @@ import torch
 from torch import Tensor, nn
 from torchvision.ops import nms
 
+from models.yolo import Model
 from utils.boxes import cxcywh_to_xyxy
 
 
 class Decoded(nn.Module):
     """A detector whose only output is its decoded predictions."""
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: Model) -> None:
         super().__init__()
         self.model = model
 
@@ -29,7 +30,7 @@ class Suppressed(nn.Module):
     class suppress one another.
 
     Args:
-        model: a detector in evaluation, with `nms_layout`.
+        model: a detector in evaluation whose predictions are not end-to-end.
         conf_thres: a candidate's confidence must exceed it.
         iou_thres: a box that overlaps a better one of its class by more is dropped.
         topk_all: boxes an image at most, the most confident.
@@ -40,7 +41,7 @@ class Suppressed(nn.Module):
 
     def __init__(
         self,
-        model: nn.Module,
+        model: Model,
         conf_thres: float = 0.25,
         iou_thres: float = 0.45,
         topk_all: int = 100,
@@ -49,7 +50,6 @@ class Suppressed(nn.Module):
     ) -> None:
         super().__init__()
         self.model = model
-        self.layout = str(model.nms_layout)
         self.conf_thres = conf_thres
         self.iou_thres = iou_thres
         self.topk_all = topk_all
@@ -70,14 +70,8 @@ class Suppressed(nn.Module):
 
     def candidates(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Corners (N, A, 4) of all boxes, their best classes (N, A, 1) and the confidences of those (N, A, 1)."""
-        decoded = self.model(images)[0]
-        if self.layout == "yolov8":
-            rows = decoded.transpose(1, 2)
-            scores = rows[..., 4:]
-        else:
-            rows = decoded
-            only_class = self.layout == "yolov7" and self.model.nc == 1
-            scores = rows[..., 4:5] if only_class else rows[..., 5:] * rows[..., 4:5]
+        rows = self.model.layout.rows(self.model(images)[0])
+        scores = self.model.layout.confidences(rows)
         confidence, class_index = scores.max(2, keepdim=True)
         return cxcywh_to_xyxy(rows[..., :4]), class_index.to(rows.dtype), confidence
 

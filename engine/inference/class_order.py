@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from models.heads.anchor import AnchorHead, IDetect
-from models.heads.anchor_free import AnchorFreeDetect
+from models.heads.base import ClassOutputs
 from models.yolo import Model
 from utils.errors import UserError
 from utils.logging import LOGGER
@@ -67,8 +66,8 @@ def reorder_classes(model: Model, order: Sequence[int]) -> None:
         model: the network; changed.
         order: for each class its index until now.
     """
-    for parameter, dimension, anchors, before in _class_outputs(model):
-        rows = _by_output(parameter, dimension, anchors)[:, before:]
+    for one in _class_outputs(model):
+        rows = _by_output(one.parameter, one)[:, one.before :]
         rows.copy_(rows[:, list(order)].clone())
 
 
@@ -94,13 +93,13 @@ def take_classes(model: Model, weights: Mapping[str, Tensor], names: Sequence[st
     pairs = [] if by_number else [(ours, theirs) for ours, theirs in enumerate(found) if theirs is not None]
     keys = {id(parameter): key for key, parameter in model.named_parameters()}
     taken = []
-    for parameter, dimension, anchors, before in _class_outputs(model):
-        key = keys[id(parameter)]
-        shape = list(parameter.shape)
-        shape[dimension] = anchors * (before + len(names))
+    for one in _class_outputs(model):
+        key, before = keys[id(one.parameter)], one.before
+        shape = list(one.parameter.shape)
+        shape[one.dimension] = one.groups * (before + len(names))
         if key not in weights or list(weights[key].shape) != shape or not (before or pairs):
             continue
-        ours, theirs = (_by_output(tensor, dimension, anchors) for tensor in (parameter, weights[key]))
+        ours, theirs = (_by_output(tensor, one) for tensor in (one.parameter, weights[key]))
         ours[:, :before] = theirs[:, :before].to(ours)
         for mine, other in pairs:
             ours[:, before + mine] = theirs[:, before + other].to(ours)
@@ -108,23 +107,14 @@ def take_classes(model: Model, weights: Mapping[str, Tensor], names: Sequence[st
     return taken, len(pairs) if taken else 0
 
 
-def _by_output(tensor: Tensor, dimension: int, anchors: int) -> Tensor:
-    """A view (anchors, outputs, ...) of a parameter, by the dimension of its outputs."""
-    rows = tensor[0] if dimension else tensor
-    return rows.view(anchors, len(rows) // anchors, *rows.shape[1:])
+def _by_output(tensor: Tensor, of: ClassOutputs) -> Tensor:
+    """A view (groups, outputs, ...) of a parameter, by the dimension of its outputs."""
+    rows = tensor[0] if of.dimension else tensor
+    return rows.view(of.groups, len(rows) // of.groups, *rows.shape[1:])
 
 
-def _class_outputs(model: Model) -> Iterator[tuple[nn.Parameter, int, int, int]]:
-    """The parameters that make the class outputs: dimension of the outputs, anchors, outputs before the classes."""
-    head = model.head
-    if isinstance(head, AnchorFreeDetect):
-        convs: list[nn.Module] = [branch[-1] for branch in head.cv3]  # type: ignore[index, misc]
-        yield from ((parameter, 0, 1, 0) for conv in convs for parameter in conv.parameters())
-    elif isinstance(head, AnchorHead):
-        position, before = len(model.model) - 1, head.box_outputs + 1
-        indices: list[int] = head.f  # type: ignore[assignment]
-        sources = [model.model[index if index >= 0 else position + index] for index in indices]
-        for conv in head.prediction_convolutions(sources):
-            yield from ((parameter, 0, head.na, before) for parameter in conv.parameters())
-        if isinstance(head, IDetect):
-            yield from ((layer.implicit, 1, head.na, before) for layer in head.im)  # type: ignore[misc]
+def _class_outputs(model: Model) -> Iterator[ClassOutputs]:
+    """The parameters that make the class outputs."""
+    position = len(model.model) - 1
+    indices: list[int] = model.head.f  # type: ignore[assignment]
+    return model.head.class_outputs([model.model[index if index >= 0 else position + index] for index in indices])

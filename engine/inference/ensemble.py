@@ -11,7 +11,9 @@ from torch import Tensor, nn
 from checkpoints.checkpoint import load_model
 from checkpoints.exported import exported_kind, refuse_programs
 from engine.inference.runtimes import ExportedModel
+from utils.detector import Detector, Layout
 from utils.errors import UsageError, UserError
+from utils.evaluation.metrics import Convention
 from utils.logging import LOGGER
 from utils.names import class_order, plain_name, quoted, unnamed
 
@@ -26,20 +28,21 @@ class Ensemble(nn.Module):
         models: detectors of the same classes and the same layout of predictions.
     """
 
-    def __init__(self, models: Sequence[nn.Module]) -> None:
+    def __init__(self, models: Sequence[Any]) -> None:
         super().__init__()
         self.models = nn.ModuleList(models)
-        first: Any = models[0]
+        first = models[0]
         self.names: list[str] = first.names
         self.nc: int = first.nc
-        self.nms_layout: str = first.nms_layout
+        self.layout: Layout = first.layout
+        self.convention: Convention = first.convention
         self.stride: Tensor = torch.stack([torch.as_tensor(model.stride).max() for model in models]).max()[None]
-        self.input_hw: tuple[int, int] | None = next(filter(None, map(fixed_input, models)), None)
+        self.input_hw: tuple[int, int] | None = next((model.input_hw for model in models if model.input_hw), None)
 
     def forward(self, images: Tensor, augment: bool = False) -> tuple[Tensor, None]:
         """The decoded predictions of all models, one after the other; there are no common raw maps."""
         decoded = [model(images, augment=augment)[0] for model in self.models]
-        return torch.cat(decoded, dim=2 if self.nms_layout == "yolov8" else 1), None
+        return torch.cat(decoded, self.layout.box_axis), None
 
 
 class Reordered(nn.Module):
@@ -53,29 +56,24 @@ class Reordered(nn.Module):
         order: for each of them its index among the model's own classes.
     """
 
-    places: Tensor
-
-    def __init__(self, model: nn.Module, names: Sequence[str], order: Sequence[int]) -> None:
+    def __init__(self, model: Any, names: Sequence[str], order: Sequence[int]) -> None:
         super().__init__()
         self.model = model
         self.names = list(names)
-        given: Any = model
-        self.nc: int = given.nc
-        self.stride: Tensor = given.stride
-        self.nms_layout: str = given.nms_layout
-        self.input_hw = fixed_input(model)
-        before = 4 if self.nms_layout == "yolov8" else 5  # a box, and objectness
-        places = torch.tensor([*range(before), *(before + index for index in order)])
-        self.register_buffer("places", places, persistent=False)
+        self.order = tuple(order)
+        self.nc: int = model.nc
+        self.stride: Tensor = model.stride
+        self.layout: Layout = model.layout
+        self.convention: Convention = model.convention
+        self.input_hw: tuple[int, int] | None = model.input_hw
 
     def forward(self, images: Tensor, augment: bool = False) -> tuple[Tensor, None]:
         """The decoded predictions, and None for the raw maps, which are in the model's own order."""
         decoded = self.model(images, augment=augment)[0]
-        places = self.places.to(decoded.device)
-        return decoded.index_select(1 if self.nms_layout == "yolov8" else 2, places), None
+        return self.layout.reordered(decoded, self.order), None
 
 
-def with_names(model: Any, names: Sequence[str], who: str, others: str) -> Any:
+def with_names(model: Detector, names: Sequence[str], who: str, others: str) -> Detector:
     """A detector with the classes of a list of names: equal names in another order are put into it.
 
     Classes that are only called otherwise keep their index, with a word.
@@ -103,18 +101,13 @@ def with_names(model: Any, names: Sequence[str], who: str, others: str) -> Any:
     return model
 
 
-def fixed_input(model: nn.Module) -> tuple[int, int] | None:
-    """The only height and width that a detector takes, in pixels; None where any multiple of its stride will do."""
-    return getattr(model, "input_hw", None)
-
-
 def load_detector(
     weights: Sequence[str],
     device: torch.device,
     augment: bool = False,
     names: Sequence[str] | None = None,
     trust: bool = False,
-) -> Any:
+) -> Detector:
     """The fused model of a checkpoint, an exported file in the place of one, or an ensemble of several.
 
     Args:
@@ -133,18 +126,18 @@ def load_detector(
         raise UsageError(f"--augment needs a checkpoint; {exported[0]} is an exported model, which has no such views")
     if not trust:
         refuse_programs(weights)
-    models = [
+    models: list[Detector] = [
         ExportedModel(path, device, names, trust).eval() if exported_kind(path) else load_model(path, device, fuse=True)
         for path in weights
     ]
-    sizes = {fixed_input(model): path for path, model in zip(weights, models) if fixed_input(model)}
+    sizes = {model.input_hw: path for path, model in zip(weights, models) if model.input_hw}
     if len(sizes) > 1:
         (size, path), (other_size, other) = list(sizes.items())[:2]
         raise UserError(f"--weights {path} takes images of {size} pixels and {other} of {other_size}; they cannot vote")
     for path, model in zip(weights, models):
         for what, own, first in (
             ("number of classes", model.nc, models[0].nc),
-            ("predictions in the layout of", model.nms_layout, models[0].nms_layout),
+            ("predictions in the layout", model.layout, models[0].layout),
         ):
             if own != first:
                 raise UserError(f"--weights {path} has {what} {own}, but {weights[0]} has {first}; they cannot vote")

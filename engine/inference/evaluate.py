@@ -14,10 +14,11 @@ from torch import Tensor, nn
 from data.loader import Batch, DetectionLoader
 from data.records import ImageRecord
 from utils.boxes import cxcywh_to_xyxy, scale_boxes
-from utils.device import Timer
+from utils.detector import Detector, as_detector
+from utils.device import Timer, images_to_device
 from utils.evaluation.coco_eval import CocoEvaluator, CocoResult
 from utils.evaluation.confusion import ConfusionMatrix
-from utils.evaluation.metrics import CONVENTIONS, ClassMetrics, Convention, class_metrics, fitness, match_detections
+from utils.evaluation.metrics import ClassMetrics, Convention, class_metrics, fitness, match_detections
 from utils.logging import progress as progress_bar
 from utils.nms import non_max_suppression
 from utils.plots import plot_batch, plot_confidence_curves, plot_confusion_matrix, plot_pr_curves
@@ -122,7 +123,7 @@ class EvalResult:
 class _Detector:
     """Images to detections: preprocessing, network, suppression, each with its own clock, and the validation loss."""
 
-    model: nn.Module
+    model: Detector
     device: torch.device
     criterion: Criterion | None
     half: bool
@@ -135,12 +136,14 @@ class _Detector:
     def __post_init__(self) -> None:
         self.timers = {step: Timer(self.device) for step in ("preprocess", "inference", "nms")}
         self.dtype = next((p.dtype for p in self.model.parameters()), torch.float32)
-        self.nms_options: dict[str, Any] = {"multi_label": True, "agnostic": self.single_class}
+        self.nms_options: dict[str, Any] = {
+            "multi_label": True, "agnostic": self.single_class, "layout": self.model.layout
+        }  # fmt: skip
 
     def __call__(self, images: Tensor, targets: Tensor) -> list[Tensor]:
         """Per image the detections (n, 6) in pixels of the network input, on the CPU."""
         with self.timers["preprocess"]:
-            images = images.to(self.device, non_blocking=True).to(self.dtype) / 255
+            images = images_to_device(images, self.device, self.dtype)
         if self.num_images == 0 and self.device.type == "cuda":
             self._forward(images)  # the first pass sets the libraries up, which is no part of the speed
         with self.timers["inference"]:
@@ -214,7 +217,7 @@ class _Figures:
 
 @torch.no_grad()
 def evaluate(
-    model: nn.Module,
+    model: Detector | nn.Module,
     loader: DetectionLoader | Iterable[Batch],
     *,
     names: Sequence[str],
@@ -236,7 +239,7 @@ def evaluate(
     """Runs a detector over a data set and measures it.
 
     Args:
-        model: gives `(decoded, raw)` in evaluation; its `nms_layout` names the layout of `decoded` (utils.nms.LAYOUTS).
+        model: says of itself what `utils.detector.Detector` names.
         loader: batches. Those of a data set without augmentation are measured against its labels as they are in the
             files, others against their targets, which have been through the network's input.
         names: class names, one for each class of the model.
@@ -252,12 +255,15 @@ def evaluate(
         plots: draw the first batches, the curves and the confusion matrix.
         writers: take the detections of each image.
         progress: show a bar.
+
+    Raises:
+        UserError: the model does not say how its predictions are laid out.
     """
     names = ("item",) if single_class else tuple(names)
-    layout = getattr(model, "nms_layout", "yolov5")
+    model = as_detector(model)
     detector = _Detector(model, device, criterion, half, augment, hybrid, single_class)
-    detector.nms_options |= {"conf_thres": conf_thres, "iou_thres": iou_thres, "max_det": max_det, "layout": layout}
-    figures = _Figures(names, CONVENTIONS["yolov7-v5metric" if v5_metric and layout == "yolov7" else layout])
+    detector.nms_options |= {"conf_thres": conf_thres, "iou_thres": iou_thres, "max_det": max_det}
+    figures = _Figures(names, model.convention.with_v5_recall() if v5_metric else model.convention)
     plot_dir = save_dir if plots else None
     batches = progress_bar(loader, desc="evaluating", enabled=progress)
     training = model.training

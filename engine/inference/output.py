@@ -20,6 +20,7 @@ from data.sources.files import VIDEO_SUFFIXES, is_stream_address
 from data.sources.frames import Frame
 from utils.boxes import clip_boxes, cxcywh_to_xyxy, xyxy_to_cxcywh
 from utils.errors import UserError
+from utils.files import write_image
 from utils.logging import LOGGER
 from utils.output_names import OutputNames, file_name, folded
 from utils.paths import replacing
@@ -134,7 +135,7 @@ class ResultWriter:
         if self.options.save_images and drawn is not None:
             if frame.kind == "image":
                 suffix = Path(frame.path).suffix.lower()
-                _write_image(folder / file_name(stem, suffix if suffix in WRITABLE_SUFFIXES else ".jpg"), drawn)
+                write_image(folder / file_name(stem, suffix if suffix in WRITABLE_SUFFIXES else ".jpg"), drawn)
             else:
                 self._write_video(folder / file_name(_encodable(stem), ".mp4"), frame, drawn)
 
@@ -165,7 +166,7 @@ class ResultWriter:
             class_folder = folder / self._class_folders[index]
             class_folder.mkdir(parents=True, exist_ok=True)
             if x2 > x1 and y2 > y1:
-                _write_image(class_folder / file_name(self._crop_name(index, stem), ".jpg"), image[y1:y2, x1:x2])
+                write_image(class_folder / file_name(self._crop_name(index, stem), ".jpg"), image[y1:y2, x1:x2])
 
     def _crop_name(self, index: int, stem: str) -> str:
         """The next name for a crop of a class from a file: no other file's, and no crop's of another."""
@@ -239,17 +240,6 @@ def _encodable(name: str) -> str:
     """A name that OpenCV can take: one whose bytes are no text has a digest of them instead."""
     text = name.encode("utf-8", "replace").decode()
     return name if text == name else f"{text.replace('?', '_')}_{hashlib.sha256(os.fsencode(name)).hexdigest()[:8]}"
-
-
-def _write_image(path: Path, image: np.ndarray) -> None:
-    """Writes by way of memory, because OpenCV cannot open every path and does not say why."""
-    try:
-        encoded, data = cv2.imencode(path.suffix, image)
-    except cv2.error:
-        encoded = False
-    if not encoded:
-        raise UserError(f"cannot write the picture {shown_path(path)}; it may be too large for its format")
-    path.write_bytes(data.tobytes())
 
 
 class Display:

@@ -17,10 +17,11 @@ from checkpoints.exported import existing_weights
 from data.config import load_class_names
 from data.sources.files import open_source
 from data.sources.frames import Source
-from engine.inference.ensemble import fixed_input, load_detector, with_names
+from engine.inference.ensemble import load_detector, with_names
 from engine.inference.output import Display, OutputOptions, ResultWriter
 from utils.boxes import scale_boxes
-from utils.device import Timer, select_device
+from utils.detector import Detector, as_detector
+from utils.device import Timer, images_to_device, select_device
 from utils.errors import UsageError, UserError
 from utils.letterbox import letterbox
 from utils.logging import LOGGER, progress
@@ -117,7 +118,7 @@ class Predictor:
     """A model with all that leads from an image to boxes in its pixels.
 
     Args:
-        model: gives `(decoded, raw)` in evaluation; its `nms_layout` names the layout of `decoded`.
+        model: says of itself what `utils.detector.Detector` names.
         img_size: of the network input: the longer side, or (height, width); without effect on a model that takes one
             size alone.
         device: where to compute; by default where the model is.
@@ -132,13 +133,14 @@ class Predictor:
 
     def __init__(
         self,
-        model: nn.Module,
+        model: Detector | nn.Module,
         img_size: int | tuple[int, int] = 640,
         device: torch.device | None = None,
         half: bool = False,
         augment: bool = False,
         **nms_options: Any,
     ) -> None:
+        model = as_detector(model)
         device = device or next(model.parameters()).device
         if half and device.type == "cpu":
             LOGGER.warning("--half needs a GPU; computing in float32")
@@ -146,11 +148,11 @@ class Predictor:
         self.dtype = torch.float16 if half else torch.float32
         self.model = model.to(device, self.dtype).eval()
         self.device = device
-        self.stride = int(max(model.stride))  # type: ignore[arg-type]
-        self.input_hw = fixed_input(model)
+        self.stride = int(max(model.stride))
+        self.input_hw = model.input_hw
         self.img_size = self.input_hw or img_size
         self.augment = augment
-        self.nms_options = {"layout": getattr(model, "nms_layout", "yolov5"), **nms_options}
+        self.nms_options = {"layout": model.layout, **nms_options}
         self.timers = {step: Timer(device) for step in ("preprocess", "inference", "nms")}
         self.num_images = 0
 
@@ -168,7 +170,7 @@ class Predictor:
         with self.timers["preprocess"]:
             fitted, _, _ = letterbox(image, self.img_size, auto=not self.input_hw, stride=self.stride)  # (h, w, 3)
             rgb = np.ascontiguousarray(fitted[..., ::-1].transpose(2, 0, 1))  # (3, h, w)
-            batch = torch.from_numpy(rgb).to(self.device).to(self.dtype)[None] / 255  # (1, 3, h, w)
+            batch = images_to_device(torch.from_numpy(rgb)[None], self.device, self.dtype)  # (1, 3, h, w)
         with self.timers["inference"]:
             decoded, _ = self.model(batch, augment=self.augment)
         with self.timers["nms"]:
@@ -213,7 +215,7 @@ def run_predict(options: PredictOptions) -> PredictResult:
         source.close()
 
 
-def _predictor(options: PredictOptions, model: Any, device: torch.device) -> Predictor:
+def _predictor(options: PredictOptions, model: Detector, device: torch.device) -> Predictor:
     wrong = [index for index in options.classes or () if not 0 <= index < model.nc]
     if wrong:
         raise UsageError(f"--classes {wrong[0]}: the model has classes 0 to {model.nc - 1}")
@@ -242,7 +244,7 @@ def _names_of(data: str) -> list[str] | None:
     return list(load_class_names(data))
 
 
-def _renamed(model: Any, given: list[str], options: PredictOptions) -> Any:
+def _renamed(model: Detector, given: list[str], options: PredictOptions) -> Detector:
     """The model with the names of a data set's yaml, and in their order."""
     if len(given) != model.nc:
         found = f"--data {options.data} has {len(given)} names, but the model has {model.nc} classes"

@@ -13,13 +13,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from checkpoints.exported import MAX_STRING, exported_kind, read_strings, refuse_programs
+from checkpoints.exported import MAX_STRING, exported_kind, read_layout, read_strings, refuse_programs
 from checkpoints.pickled.zip_directory import ZipError, read_directory, read_stored
-from utils.boxes import xyxy_to_cxcywh
+from models.families import FAMILIES
+from utils.detector import ANCHOR_FREE_LAYOUT, ANCHOR_LAYOUT, Layout
 from utils.errors import UsageError, UserError
+from utils.evaluation.metrics import YOLOV5_FIGURES, YOLOV8_FIGURES, Convention
 from utils.logging import LOGGER
 from utils.names import class_names
-from utils.nms import LAYOUTS
 from utils.text import MAX_SHOWN, printable, shown, shown_path
 
 PACKAGES = {"onnxruntime": "onnxruntime>=1.18", "openvino": "openvino>=2024.4", "onnxslim": "onnxslim>=0.1.50"}
@@ -238,7 +239,7 @@ class ExportedModel(nn.Module):
     given as predictions with one class each, so that whatever comes after works as ever.
 
     Attributes:
-        names, nc, stride, nms_layout: as a Model's.
+        names, nc, stride, layout, convention: as a Model's.
         input_hw: the only height and width it takes; None where any multiple of the stride will do.
         num_images: the only number of images it takes at once; None for any.
         suppressed: suppression is inside.
@@ -266,10 +267,12 @@ class ExportedModel(nn.Module):
         self.names = self._class_names(values.get("names"), names)
         self.nc = len(self.names)
         self.stride = torch.tensor([self._stride(values.get("stride"))])
-        layout = values.get("layout")
         self.suppressed = values.get("nms") is True
-        self.nms_layout: str = LAYOUTS[0]
-        self.nms_layout = layout if layout in LAYOUTS else self._layout_by_trial(device)
+        self.layout: Layout = ANCHOR_LAYOUT
+        self.layout = read_layout(values.get("layout")) or self._layout_by_trial(device)
+        usual = YOLOV5_FIGURES if self.layout.objectness else YOLOV8_FIGURES
+        family = FAMILIES.get(str(values.get("family")))
+        self.convention: Convention = family.figures if family else usual
         if self.suppressed:
             inside = f"conf_thres {shown(values.get('conf_thres'))}, iou_thres {shown(values.get('iou_thres'))}"
             LOGGER.info(f"{printable(self.path)} has suppression inside ({inside}): it gives no weaker detections")
@@ -287,17 +290,16 @@ class ExportedModel(nn.Module):
     def _stride(self, value: Any) -> int:
         return value if type(value) is int and 0 < value <= MAX_STRIDE else DEFAULT_STRIDE
 
-    def _layout_by_trial(self, device: torch.device) -> str:
+    def _layout_by_trial(self, device: torch.device) -> Layout:
         """The layout of a file of another exporter, from the shape of what it gives."""
         height, width = self.input_hw or (PROBE_SIDE, PROBE_SIDE)
         output = self._run(torch.zeros(self.num_images or 1, 3, height, width, device=device))
         if output.ndim == 2 and output.shape[1] == ROW_WIDTH:
             self.suppressed = True
-            return LAYOUTS[0]
-        if output.ndim == 3 and output.shape[2] == 5 + self.nc:
-            return LAYOUTS[0]
-        if output.ndim == 3 and output.shape[1] == 4 + self.nc:
-            return "yolov8"
+            return ANCHOR_LAYOUT
+        for layout in (ANCHOR_LAYOUT, ANCHOR_FREE_LAYOUT):
+            if output.ndim == 3 and output.shape[layout.class_axis] == layout.num_values(self.nc):
+                return layout
         raise UserError(
             f"{self.shown} gives an output of shape {tuple(output.shape)}; a detector of {self.nc} classes "
             f"gives (N, boxes, {5 + self.nc}), (N, {4 + self.nc}, boxes) or rows of {ROW_WIDTH}; check --data"
@@ -312,7 +314,7 @@ class ExportedModel(nn.Module):
             augment: must be False.
 
         Returns:
-            The decoded predictions in the layout `nms_layout`, float32, and None in the place of raw maps.
+            The decoded predictions in this layout, float32, and None in the place of raw maps.
         """
         if augment:
             raise UsageError(f"--augment needs a checkpoint; {self.path} is an exported model")
@@ -352,16 +354,19 @@ class ExportedModel(nn.Module):
                 image, index = output[:, 0], output[:, 5]
                 fits = bool(((image >= 0) & (image < num_images) & (index >= 0) & (index < self.nc)).all())
             expected = f"rows of {ROW_WIDTH} with an image below {num_images} and a class below {self.nc}"
-        elif self.nms_layout == "yolov8":
-            fits = output.ndim == 3 and (output.shape[0], output.shape[1]) == (num_images, 4 + self.nc)
-            expected = f"({num_images}, {4 + self.nc}, boxes)"
         else:
-            fits = output.ndim == 3 and (output.shape[0], output.shape[2]) == (num_images, 5 + self.nc)
-            expected = f"({num_images}, boxes, {5 + self.nc})"
+            values = self.layout.num_values(self.nc)
+            fits = output.ndim == 3 and (len(output), output.shape[self.layout.class_axis]) == (num_images, values)
+            sides = [str(num_images), "boxes", "boxes"]
+            sides[self.layout.class_axis] = str(values)
+            expected = f"({', '.join(sides)})"
+            if fits and self.layout.end_to_end:
+                fits = bool(((output[..., 5] >= 0) & (output[..., 5] < self.nc)).all())
+                expected += f" with a class below {self.nc}"
         if not fits:
             raise UserError(
-                f"{self.shown} gives an output of shape {tuple(output.shape)}; by its layout {self.nms_layout} and its "
-                f"{self.nc} classes it would be {expected}; export it again"
+                f"{self.shown} gives an output of shape {tuple(output.shape)}; by what it says of "
+                f"itself and its {self.nc} classes it would be {expected}; export it again"
             )
         return output
 
@@ -369,12 +374,7 @@ class ExportedModel(nn.Module):
         """Rows (n, 7) of what was kept as decoded predictions, with all confidence on one class."""
         image, class_index = rows[:, 0].long(), rows[:, 5].long()
         place = (image[:, None] == image).tril(-1).sum(1)  # (n,) within its image
-        boxes, confidence = xyxy_to_cxcywh(rows[:, 1:5]), rows[:, 6:]
-        class_scores = F.one_hot(class_index, self.nc).to(rows.dtype)
-        if self.nms_layout == "yolov8":
-            entries = torch.cat((boxes, class_scores * confidence), 1)
-        else:
-            entries = torch.cat((boxes, confidence, class_scores), 1)
+        entries = self.layout.of_finished(rows[:, 1:5], class_index, rows[:, 6], self.nc)
         table = rows.new_zeros(num_images, int(place.max()) + 1 if len(rows) else 1, entries.shape[1])
         table[image, place] = entries
-        return table.transpose(1, 2) if self.nms_layout == "yolov8" else table
+        return self.layout.rows(table)

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import csv
-import json
-import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -16,7 +13,7 @@ from data.config import DatasetConfig, load_dataset_config
 from data.labels import DatasetIndex, build_index
 from data.loader import validation_loader
 from data.synthetic import ensure_dataset
-from engine.inference.ensemble import fixed_input, load_detector, with_names
+from engine.inference.ensemble import load_detector, with_names
 from engine.inference.evaluate import EvalResult, Writer, evaluate
 from engine.inference.writers import (
     COCO_CATEGORIES,
@@ -26,9 +23,11 @@ from engine.inference.writers import (
     coco_categories,
     image_ids,
 )
+from utils.detector import Detector
 from utils.device import select_device
 from utils.errors import UsageError, UserError
 from utils.evaluation.coco_eval import CocoResult, evaluate_json, read_annotations
+from utils.files import write_json
 from utils.logging import LOGGER
 from utils.names import distinct_names
 from utils.paths import existing_file, replacing, run_path
@@ -95,7 +94,7 @@ class Tester:
         model = load_detector(weights, self.device, options.augment, self.config.names, options.trust)
         model = self._in_our_order(model, weights)
         stride = int(max(model.stride))
-        fixed_hw = fixed_input(model)
+        fixed_hw = model.input_hw
         if fixed_hw and options.task == "study":
             raise UsageError(f"--task study tries many sizes, but {weights[0]} takes images of {fixed_hw} pixels only")
         size = max(fixed_hw) if fixed_hw else rounded_size(img_size, stride, "--img-size")
@@ -120,7 +119,7 @@ class Tester:
             self._write_summary(result, official, weights, size)
         return result
 
-    def _in_our_order(self, model: Any, weights: tuple[str, ...]) -> Any:
+    def _in_our_order(self, model: Detector, weights: tuple[str, ...]) -> Detector:
         """The model with its classes in the data set's order.
 
         Raises:
@@ -187,8 +186,7 @@ class Tester:
             "official": {"AP": official.ap, "AP50": official.ap50} if official else None,
             "speed_ms": result.speed, "classes": per_class,
         }  # fmt: skip
-        with replacing(self.folder / "results.json") as stream:
-            stream.write(json.dumps(_without_nan(summary), indent=2) + "\n")
+        write_json(self.folder / "results.json", summary)
 
 
 def run_test(options: TestOptions) -> list[EvalResult]:
@@ -247,10 +245,3 @@ def _study(tester: Tester) -> list[EvalResult]:
         writer.writeheader()
         writer.writerows(rows)
     return results
-
-
-def _without_nan(value: Any) -> Any:
-    """`value` with null for NaN, which JSON does not know."""
-    if isinstance(value, dict):
-        return {key: _without_nan(inner) for key, inner in value.items()}
-    return None if isinstance(value, float) and math.isnan(value) else value

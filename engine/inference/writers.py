@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import unicodedata
 from collections import Counter, defaultdict
@@ -15,6 +14,7 @@ import numpy as np
 from data.config import load_class_names
 from engine.inference.output import label_lines
 from utils.errors import UserError
+from utils.files import write_json
 from utils.names import class_order
 from utils.output_names import OutputNames, file_name
 from utils.paths import REPOSITORY, replacing
@@ -78,8 +78,7 @@ class CocoWriter:
 
     def save(self, path: Path) -> None:
         """Writes everything collected as one JSON list."""
-        with replacing(path) as stream:
-            json.dump(self.records, stream)
+        write_json(path, self.records, indent=None)
 
 
 def coco_categories(names: Sequence[str], where: str) -> list[int]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 import shutil
 from collections.abc import Callable
 from dataclasses import asdict, replace
@@ -22,8 +21,9 @@ from models.yolo import Model
 from pruning import IMPORTANCES, LayerWidths, prune
 from pruning.batchnorm import reestimate_batchnorm
 from utils.errors import UsageError, UserError
+from utils.files import write_json
 from utils.logging import LOGGER, setup_logging
-from utils.paths import existing_file, file_hash, read_record, replacing
+from utils.paths import existing_file, file_hash, read_record
 from utils.running.processes import advise
 
 
@@ -228,8 +228,7 @@ def cut_model(bench: Workbench, weights: Path, target: float, folder: Path) -> d
             "pruning": identity,
         },
     )
-    with replacing(facts_file) as stream:
-        json.dump(facts, stream, indent=2)
+    write_json(facts_file, facts)
     return facts
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
@@ -18,9 +17,11 @@ from pruning import IMPORTANCES, measure_latency
 from pruning.pruner import make_importance, prunable_groups
 from pruning.sensitivity import Sensitivity, sensitivity
 from pruning.sparsity import batchnorm_scales, describe_scales
+from utils.files import write_json
 from utils.logging import LOGGER, progress
 from utils.paths import replacing
 from utils.plots import never_fatal, open_figure
+from utils.text import markdown_table
 
 if TYPE_CHECKING:
     from engine.pruning_run.bench import Produced
@@ -46,8 +47,7 @@ def report(bench: Workbench, produced: Sequence[Produced]) -> None:
         "cuts": [{"target": made.target, **made.cut} for made in produced],
         "sensitivity": [asdict(row) for row in table],
     }
-    with replacing(bench.folder / "report.json") as stream:
-        json.dump(content, stream, indent=2, default=str)
+    write_json(bench.folder / "report.json", content)
     text = "\n".join([*_overview(bench, rows), *_cuts(bench, produced), *_sensitivity_lines(table)])
     with replacing(bench.folder / "report.md") as stream:
         stream.write(text + "\n")
@@ -78,8 +78,7 @@ def _figures(bench: Workbench, roles: Sequence[tuple[str, float | None, Path]]) 
 
 def _table(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     """The overview as a Markdown table."""
-    lines = ["| " + " | ".join(HEADER) + " |", "|" + "---|" * len(HEADER)]
-    full = rows[0]
+    table, full = [], rows[0]
     for row in rows:
         name = row["role"] if row["target"] is None else f"{row['role']} ({row['target']:g})"
         cells = [name, f"{row['AP']:.4f}", f"{row['AP50']:.4f}", f"{row['parameters'] / 1e6:.3f} M"]
@@ -90,8 +89,8 @@ def _table(rows: Sequence[Mapping[str, Any]]) -> list[str]:
             cells += [f"{full['AP'] - row['AP']:+.4f}", ", ".join(gains)]
         else:
             cells += ["", ""]
-        lines.append("| " + " | ".join(cells) + " |")
-    return lines
+        table.append(cells)
+    return markdown_table(HEADER, table)
 
 
 def _overview(bench: Workbench, rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
@@ -133,12 +132,11 @@ def _cuts(bench: Workbench, produced: Sequence[Produced]) -> Iterator[str]:
             f"estimated again on {bench.options.batches} batches of training images; the better one was kept."
         )
         yield ""
-        yield "| convolution | in | out | in after | out after | kept | |"
-        yield "|---|---|---|---|---|---|---|"
+        rows = []
         for layer in cut["layers"]:
             before, after = layer["before"], layer["after"]
-            cells = [layer["name"], *before, *after, f"{after[1] / before[1]:.0%}", layer["kept_for"]]
-            yield "| " + " | ".join(map(str, cells)) + " |"
+            rows.append([layer["name"], *before, *after, f"{after[1] / before[1]:.0%}", layer["kept_for"]])
+        yield from markdown_table(("convolution", "in", "out", "in after", "out after", "kept", ""), rows)
 
 
 def _sensitivity(bench: Workbench) -> list[Sensitivity]:
@@ -163,11 +161,8 @@ def _sensitivity_lines(table: Sequence[Sensitivity]) -> Iterator[str]:
     yield ""
     yield "## Sensitivity: AP with a share of one layer (and all that is tied to it) gone, without repair"
     yield ""
-    yield "| layer | channels | " + " | ".join(f"{share:.0%} gone" for share in shares) + " |"
-    yield "|---" * (2 + len(shares)) + "|"
-    for (layer, channels), found in values.items():
-        cells = [f"{found.get(share, math.nan):.4f}" for share in shares]
-        yield f"| {layer} | {channels} | " + " | ".join(cells) + " |"
+    rows = [[*layer, *(f"{of.get(share, math.nan):.4f}" for share in shares)] for layer, of in values.items()]
+    yield from markdown_table(["layer", "channels", *(f"{share:.0%} gone" for share in shares)], rows)
 
 
 def show_scales(bench: Workbench, before: Path, after: Path, folder: Path) -> None:

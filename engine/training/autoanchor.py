@@ -11,7 +11,6 @@ import torch
 from scipy.cluster.vq import kmeans
 
 from data.labels import DatasetIndex
-from models.heads.anchor import AnchorHead
 from models.yolo import Model
 from utils.logging import LOGGER
 
@@ -93,7 +92,7 @@ def check_anchors(model: Model, index: DatasetIndex, img_size: int, anchor_t: fl
         Whether the anchors were replaced.
     """
     head = model.head
-    if not isinstance(head, AnchorHead):
+    if head.anchors_px is None:
         return False
     wh = box_sizes(index, img_size)
     if not (wh >= SMALLEST_SIDE).any():

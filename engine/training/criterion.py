@@ -11,14 +11,16 @@ from torch import Tensor, nn
 from data.loader import Batch
 from engine.config.hyp import Hyp
 from losses import SimOTAAuxLoss, SimOTALoss, YOLOv5Loss, YOLOv8Loss, scale_gains
-from models.heads.anchor import AnchorHead, IAuxDetect
-from models.heads.anchor_free import AnchorFreeDetect
+from losses.anchor_based import AnchorLoss
 from models.yolo import Model
 from utils.device import images_to_device
 from utils.errors import UserError
 from utils.logging import LOGGER
 
 LEAST_ANCHOR_FREE_BOX_GAIN = 1.0
+
+Build = Callable[[Model, Hyp, int, float], tuple[nn.Module, ...]]
+"""(model, gains as in the file, image size, label smoothing) -> losses."""
 
 
 def build_criteria(
@@ -27,10 +29,10 @@ def build_criteria(
     """The loss for training and the one for validation; the same module where the head gives the same maps in both.
 
     A head with auxiliary maps has them in training alone. `loss_ota` chooses matching by optimal transport; a file
-    that does not say means it for YOLOv7, as upstream.
+    that does not say leaves it to the family, as upstream.
 
     Args:
-        model: chooses by its head.
+        model: its head names the loss.
         hyp: gains as in the file.
         image_size: of the training, in pixels.
         label_smoothing: 0 to 1.
@@ -41,46 +43,52 @@ def build_criteria(
 
 
 def _losses(model: Model, hyp: Hyp, image_size: int, label_smoothing: float) -> tuple[nn.Module, ...]:
-    head = model.head
-    strides = [float(s) for s in model.stride]
-    if isinstance(head, AnchorFreeDetect):
-        if hyp.box < LEAST_ANCHOR_FREE_BOX_GAIN:
-            LOGGER.warning(f"box: {hyp.box} is a gain for anchor heads; use hyp/scratch.v8.yaml for this model")
-        return (
-            YOLOv8Loss(
-                strides,
-                model.nc,
-                reg_max=head.reg_max,
-                box=hyp.box,
-                cls=hyp.cls,
-                dfl=hyp.dfl,
-                enlarge_small_boxes=bool(hyp.enlarge_small_boxes),
-            ),
-        )
-    if not isinstance(head, AnchorHead) or head.no != 5 + model.nc:  # the binned boxes of IBin have more outputs
+    name = model.head.loss
+    if name not in LOSSES:
         raise UserError(
-            f"no loss is known for the head {type(head).__name__}, so the model cannot be trained; "
+            f"no loss is known for the head {type(model.head).__name__}, so the model cannot be trained; "
             "give --cfg a model that ends in Detect, IDetect, IAuxDetect or YOLOv8's head"
         )
-    box, cls, obj = scale_gains(hyp.box, hyp.cls, hyp.obj, head.num_levels, model.nc, image_size)
-    settings: dict[str, Any] = {
-        "box": box,
-        "cls": cls,
-        "obj": obj,
-        "cls_pw": hyp.cls_pw,
-        "obj_pw": hyp.obj_pw,
-        "anchor_t": hyp.anchor_t,
-        "fl_gamma": hyp.fl_gamma,
-        "label_smoothing": label_smoothing,
-    }
-    transport = model.family == "yolov7" if hyp.loss_ota is None else bool(hyp.loss_ota)
-    if isinstance(head, IAuxDetect):
-        return (
-            SimOTAAuxLoss(head.anchors, strides, model.nc, **settings),
-            SimOTALoss(head.anchors, strides, model.nc, **settings),
-        )
-    loss_class = SimOTALoss if transport else YOLOv5Loss
-    return (loss_class(head.anchors, strides, model.nc, **settings),)
+    if name in ("anchor_ratio", "simota") and hyp.loss_ota is not None:
+        name = "simota" if hyp.loss_ota else "anchor_ratio"
+    return LOSSES[name](model, hyp, image_size, label_smoothing)
+
+
+def _task_aligned(model: Model, hyp: Hyp, image_size: int, label_smoothing: float) -> tuple[nn.Module, ...]:
+    if hyp.box < LEAST_ANCHOR_FREE_BOX_GAIN:
+        LOGGER.warning(f"box: {hyp.box} is a gain for anchor heads; use hyp/scratch.v8.yaml for this model")
+    settings: dict[str, Any] = {"box": hyp.box, "cls": hyp.cls, "dfl": hyp.dfl, "reg_max": model.head.bins}
+    return (YOLOv8Loss(model.stride, model.nc, enlarge_small_boxes=bool(hyp.enlarge_small_boxes), **settings),)
+
+
+def _by_anchors(*kinds: type[AnchorLoss]) -> Build:
+    """Builds losses over the same anchors: one, or those of training and of validation."""
+
+    def build(model: Model, hyp: Hyp, image_size: int, label_smoothing: float) -> tuple[nn.Module, ...]:
+        head: Any = model.head
+        box, cls, obj = scale_gains(hyp.box, hyp.cls, hyp.obj, head.num_levels, model.nc, image_size)
+        settings: dict[str, Any] = {
+            "box": box,
+            "cls": cls,
+            "obj": obj,
+            "cls_pw": hyp.cls_pw,
+            "obj_pw": hyp.obj_pw,
+            "anchor_t": hyp.anchor_t,
+            "fl_gamma": hyp.fl_gamma,
+            "label_smoothing": label_smoothing,
+        }
+        return tuple(kind(head.anchors, model.stride, model.nc, **settings) for kind in kinds)
+
+    return build
+
+
+LOSSES: dict[str, Build] = {
+    "anchor_ratio": _by_anchors(YOLOv5Loss),
+    "simota": _by_anchors(SimOTALoss),
+    "simota_auxiliary": _by_anchors(SimOTAAuxLoss, SimOTALoss),
+    "task_aligned": _task_aligned,
+}
+"""By the name that a head gives in `loss`: what it is trained with, and what it is validated with if that differs."""
 
 
 def loss_by_batch(

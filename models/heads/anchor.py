@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import torch
 from torch import nn
 
 from models.blocks.rep import ImplicitA, ImplicitM, fold_implicit
-from models.heads.base import DetectionHead, Maps, at_least_float32, cell_grid
+from models.heads.base import ClassOutputs, DetectionHead, HeadPlan, Maps, at_least_float32, cell_grid
 
 
 class AnchorHead(DetectionHead):
@@ -25,38 +26,30 @@ class AnchorHead(DetectionHead):
         anchor_grid: the same in pixels, (num_levels, 1, na, 1, 1, 2); only in families whose checkpoints hold one.
 
     Args:
-        num_classes: number of classes.
-        strides: of each level.
-        anchors: for each level w, h, w, h, ... in pixels.
-        keep_pixel_anchors: register `anchor_grid`.
-        class_margin: the start of the class biases is log(0.6 / (nc - class_margin)).
+        plan: with anchors and the family's style of them.
     """
 
+    takes_anchors = True
+    kind = "anchor"
     anchors: torch.Tensor
     anchor_grid: torch.Tensor
     box_outputs = 4  # before the objectness
 
-    def __init__(
-        self,
-        num_classes: int,
-        strides: Sequence[float],
-        anchors: Sequence[Sequence[float]],
-        keep_pixel_anchors: bool = False,
-        class_margin: float = 0.99999,
-    ) -> None:
-        super().__init__(num_classes, strides)
-        self.no = self.box_outputs + 1 + num_classes
-        self.na = len(anchors[0]) // 2
-        self.class_margin = class_margin
-        self.keep_pixel_anchors = keep_pixel_anchors
-        pixels = torch.tensor(anchors, dtype=torch.float32).view(self.num_levels, self.na, 2)
+    def __init__(self, plan: HeadPlan) -> None:
+        super().__init__(plan)
+        self.plan = plan
+        self.layout = plan.style.layout
+        self.loss = plan.style.loss
+        self.no = self.box_outputs + 1 + plan.num_classes
+        self.na = self.per_cell = len(plan.anchors[0]) // 2
+        self.keep_pixel_anchors = plan.style.keep_pixel_anchors
+        pixels = torch.tensor(plan.anchors, dtype=torch.float32).view(self.num_levels, self.na, 2)
         self.register_buffer("anchors", pixels / torch.tensor(self.strides).view(-1, 1, 1))
-        if keep_pixel_anchors:
+        if self.keep_pixel_anchors:
             self.register_buffer("anchor_grid", pixels.view(self.num_levels, 1, self.na, 1, 1, 2))
 
     @property
     def anchors_px(self) -> torch.Tensor:
-        """(num_levels, na, 2) anchor widths and heights in pixels."""
         return torch.stack([self.level_anchors(level) for level in range(self.num_levels)])
 
     def level_anchors(self, level: int) -> torch.Tensor:
@@ -67,7 +60,6 @@ class AnchorHead(DetectionHead):
 
     @torch.no_grad()
     def set_anchors(self, anchors_px: torch.Tensor) -> None:
-        """Replaces the anchors by (num_levels, na, 2) widths and heights in pixels."""
         for level, stride in enumerate(self.strides):
             self.anchors[level] = anchors_px[level].to(self.anchors) / stride
         if self.keep_pixel_anchors:
@@ -84,7 +76,11 @@ class AnchorHead(DetectionHead):
             cells = (image_size / self.strides[index % self.num_levels]) ** 2
             bias = conv.bias.view(self.na, self.no)  # type: ignore[union-attr, operator]
             bias[:, self.box_outputs] += math.log(8 / cells)
-            bias[:, self.box_outputs + 1 :] += math.log(0.6 / (self.nc - self.class_margin))
+            bias[:, self.box_outputs + 1 :] += math.log(0.6 / (self.nc - self.plan.style.class_margin))
+
+    def class_outputs(self, sources: Sequence[nn.Module]) -> Iterator[ClassOutputs]:
+        for conv in self.prediction_convolutions(sources):
+            yield from (ClassOutputs(one, 0, self.na, self.box_outputs + 1) for one in conv.parameters())
 
     def logits(self, level: int, feature: torch.Tensor) -> torch.Tensor:
         """The map (N, na * no, ny, nx) of one level."""
@@ -117,19 +113,13 @@ class AnchorHead(DetectionHead):
 class MapDetect(AnchorHead):
     """A head without weights: the layers that feed it are the prediction convolutions (YOLOv5 1.0, MobileNet)."""
 
-    def __init__(
-        self,
-        num_classes: int,
-        strides: Sequence[float],
-        anchors: Sequence[Sequence[float]],
-        channels: Sequence[int],
-        keep_pixel_anchors: bool = True,
-        class_margin: float = 0.99,
-    ) -> None:
-        super().__init__(num_classes, strides, anchors, keep_pixel_anchors, class_margin)
-        if list(channels) != [self.na * self.no] * self.num_levels:
+    reads = "nn.Conv2d"
+
+    def __init__(self, plan: HeadPlan) -> None:
+        super().__init__(plan)
+        if list(plan.channels) != [self.na * self.no] * self.num_levels:
             raise ValueError(
-                f"the convolutions before the head have {list(channels)} channels, "
+                f"the convolutions before the head have {list(plan.channels)} channels, "
                 f"na * (nc + 5) = {self.na * self.no} needed"
             )
 
@@ -143,17 +133,9 @@ class MapDetect(AnchorHead):
 class Detect(AnchorHead):
     """YOLOv5's head: a 1 x 1 convolution on each level."""
 
-    def __init__(
-        self,
-        num_classes: int,
-        strides: Sequence[float],
-        anchors: Sequence[Sequence[float]],
-        channels: Sequence[int],
-        keep_pixel_anchors: bool = False,
-        class_margin: float = 0.99999,
-    ) -> None:
-        super().__init__(num_classes, strides, anchors, keep_pixel_anchors, class_margin)
-        self.channels = tuple(channels[: self.num_levels])
+    def __init__(self, plan: HeadPlan) -> None:
+        super().__init__(plan)
+        self.channels = tuple(plan.channels[: self.num_levels])
         self.m = nn.ModuleList(nn.Conv2d(width, self.na * self.no, 1) for width in self.channels)
 
     def prediction_convolutions(self, sources: Sequence[nn.Module]) -> list[nn.Module]:
@@ -170,17 +152,9 @@ class IDetect(Detect):
     weights mean the same wherever they are loaded.
     """
 
-    def __init__(
-        self,
-        num_classes: int,
-        strides: Sequence[float],
-        anchors: Sequence[Sequence[float]],
-        channels: Sequence[int],
-        keep_pixel_anchors: bool = True,
-        class_margin: float = 0.99,
-    ) -> None:
-        super().__init__(num_classes, strides, anchors, channels, keep_pixel_anchors, class_margin)
-        self._add_convolutions(channels)
+    def __init__(self, plan: HeadPlan) -> None:
+        super().__init__(plan)
+        self._add_convolutions(plan.channels)
         self.ia = nn.ModuleList(ImplicitA(width) for width in self.channels)
         self.im = nn.ModuleList(ImplicitM(self.na * self.no) for _ in range(self.num_levels))
 
@@ -190,16 +164,20 @@ class IDetect(Detect):
     def logits(self, level: int, feature: torch.Tensor) -> torch.Tensor:
         return self.im[level](self.m[level](self.ia[level](feature)))
 
+    def class_outputs(self, sources: Sequence[nn.Module]) -> Iterator[ClassOutputs]:
+        yield from super().class_outputs(sources)
+        for layer in self.im:
+            yield ClassOutputs(layer.get_parameter("implicit"), 1, self.na, self.box_outputs + 1)
+
     @torch.no_grad()
     def fuse(self) -> None:
         for conv, added, multiplied in zip(self.m, self.ia, self.im):
             fold_implicit(conv, added, multiplied)  # type: ignore[arg-type]
 
-    def deployed(self) -> Detect:
-        """The plain head that gives the same predictions; it takes this head's first `num_levels` inputs."""
+    def deployed(self) -> DetectionHead:
+        """A `Detect`, which takes this head's first `num_levels` inputs."""
         self.fuse()
-        unset = [[0.0] * (2 * self.na)] * self.num_levels
-        plain = Detect(self.nc, self.strides, unset, self.channels, self.keep_pixel_anchors, self.class_margin)
+        plain = Detect(replace(self.plan, channels=self.channels))
         plain.m = self.m
         plain.anchors = self.anchors
         if self.keep_pixel_anchors:
@@ -212,6 +190,12 @@ class IAuxDetect(IDetect):
 
     In training the result is the maps of all levels, then the auxiliary maps of all levels.
     """
+
+    inputs_per_level = 2
+
+    def __init__(self, plan: HeadPlan) -> None:
+        super().__init__(plan)
+        self.loss = "simota_auxiliary"
 
     def _add_convolutions(self, channels: Sequence[int]) -> None:
         self.m2 = nn.ModuleList(nn.Conv2d(width, self.na * self.no, 1) for width in channels[self.num_levels :])

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import nn
 
 from models.blocks.conv import Conv
-from models.heads.base import DetectionHead, Maps, at_least_float32, cell_grid
+from models.heads.base import ClassOutputs, DetectionHead, HeadPlan, Maps, at_least_float32, distance_boxes
+from utils.detector import ANCHOR_FREE_LAYOUT
 
 
 class DFL(nn.Module):
@@ -34,20 +35,22 @@ class AnchorFreeDetect(DetectionHead):
     scores.
 
     Args:
-        num_classes: number of classes.
-        strides: of each level.
-        channels: widths of the maps it detects on.
+        plan: without anchors.
         reg_max: number of bins of a distance.
     """
 
-    def __init__(self, num_classes: int, strides: Sequence[float], channels: Sequence[int], reg_max: int = 16) -> None:
-        super().__init__(num_classes, strides)
-        self.reg_max = reg_max
-        self.no = num_classes + 4 * reg_max
-        box_width = max(16, channels[0] // 4, 4 * reg_max)
-        class_width = max(channels[0], min(num_classes, 100))
-        self.cv2 = nn.ModuleList(self._branch(width, box_width, 4 * reg_max) for width in channels)
-        self.cv3 = nn.ModuleList(self._branch(width, class_width, num_classes) for width in channels)
+    kind = "anchor_free"
+    loss = "task_aligned"
+    layout = ANCHOR_FREE_LAYOUT
+
+    def __init__(self, plan: HeadPlan, reg_max: int = 16) -> None:
+        super().__init__(plan)
+        self.reg_max = self.bins = reg_max
+        self.no = self.nc + 4 * reg_max
+        box_width = max(16, plan.channels[0] // 4, 4 * reg_max)
+        class_width = max(plan.channels[0], min(self.nc, 100))
+        self.cv2 = nn.ModuleList(self._branch(width, box_width, 4 * reg_max) for width in plan.channels)
+        self.cv3 = nn.ModuleList(self._branch(width, class_width, self.nc) for width in plan.channels)
         self.dfl = DFL(reg_max)
 
     @staticmethod
@@ -61,19 +64,17 @@ class AnchorFreeDetect(DetectionHead):
             box.get_parameter("2.bias").fill_(1.0)
             classes.get_parameter("2.bias").fill_(math.log(5 / self.nc / (image_size / stride) ** 2))
 
+    def class_outputs(self, sources: Sequence[nn.Module]) -> Iterator[ClassOutputs]:
+        for branch in self.cv3:
+            yield from (ClassOutputs(branch.get_parameter(f"2.{name}"), 0, 1, 0) for name in ("weight", "bias"))
+
     def raw_maps(self, features: Sequence[torch.Tensor]) -> Maps:
         return [torch.cat((box(x), classes(x)), 1) for box, classes, x in zip(self.cv2, self.cv3, features)]
 
     def decode(self, raw: Maps) -> torch.Tensor:
         levels = []
-        for level, logits in enumerate(raw):
-            height, width = logits.shape[2:]
-            flat = at_least_float32(logits).flatten(2)  # (N, 4 * reg_max + nc, A)
-            sides, classes = flat.split((4 * self.reg_max, self.nc), 1)
+        for logits, stride in zip(raw, self.strides):
+            sides, classes = at_least_float32(logits).flatten(2).split((4 * self.reg_max, self.nc), 1)
             distances = self.dfl(sides.unflatten(1, (4, self.reg_max)))  # (N, 4, A) left, top, right, bottom
-            before, after = distances.chunk(2, 1)
-            cells = cell_grid(height, width, flat).view(-1, 2).T  # (2, A)
-            centres = cells + 0.5 + (after - before) / 2
-            boxes = torch.cat((centres, before + after), 1) * self.strides[level]
-            levels.append(torch.cat((boxes, classes.sigmoid()), 1))
+            levels.append(torch.cat((distance_boxes(distances, logits.shape[2:], stride), classes.sigmoid()), 1))
         return torch.cat(levels, 2)

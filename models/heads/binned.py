@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import nn
 
 from models.heads.anchor import IDetect
+from models.heads.base import DetectionHead, HeadPlan
 
 BINS = 21
 LARGEST = 4.0  # of the relative sizes, which start at 0
@@ -41,20 +40,18 @@ class IBin(IDetect):
 
     box_outputs = 2 + 2 * (1 + BINS)
 
-    def __init__(
-        self,
-        num_classes: int,
-        strides: Sequence[float],
-        anchors: Sequence[Sequence[float]],
-        channels: Sequence[int],
-        keep_pixel_anchors: bool = True,
-        class_margin: float = 0.99,
-    ) -> None:
-        super().__init__(num_classes, strides, anchors, channels, keep_pixel_anchors, class_margin)
+    kind = "binned"
+
+    def __init__(self, plan: HeadPlan) -> None:
+        super().__init__(plan)
+        self.loss = ""
         self.w_bin_sigmoid = SizeBins()
         self.h_bin_sigmoid = SizeBins()
         for name in ("m", "ia", "im"):  # behind the bins, as in upstream's state_dict
             self.add_module(name, self._modules.pop(name))
+
+    def deployed(self) -> DetectionHead:
+        return self  # it has no plain counterpart
 
     def relative_sizes(self, scores: torch.Tensor) -> torch.Tensor:
         widths, heights = scores.chunk(2, -1)

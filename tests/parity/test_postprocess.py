@@ -12,21 +12,26 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from checkpoints.exported import LAYOUT_NAMES
 from engine.inference.evaluate import evaluate
 from engine.inference.writers import COCO_CATEGORIES
+from models.families import FAMILIES
 from tests.golden import load_json, load_npz, meta
 from utils.boxes import cxcywh_to_xyxy, pairwise_iou, scale_boxes
 from utils.evaluation.coco_eval import STATISTICS, CocoEvaluator, CocoResult, evaluate_json, read_annotations
-from utils.evaluation.metrics import CONVENTIONS, class_metrics, fitness, match_detections
+from utils.evaluation.metrics import class_metrics, fitness, match_detections
 from utils.letterbox import letterbox
 from utils.nms import non_max_suppression
 
-LAYOUTS = {
+FAMILY_OF = {
     "yolov7": "yolov7",
     "yolov5_7.0": "yolov5",
     "ultralytics_8.2.103": "yolov8",
     "ultralytics_8.4.190": "yolov8",
 }
+LAYOUTS = {implementation: LAYOUT_NAMES[family] for implementation, family in FAMILY_OF.items()}
+CONVENTIONS = {name: family.figures for name, family in FAMILIES.items()}
+CONVENTIONS["yolov7-v5metric"] = CONVENTIONS["yolov7"].with_v5_recall()
 
 
 def formula_image(height: int, width: int) -> np.ndarray:
@@ -50,7 +55,7 @@ def test_nms_equals_upstream(implementation: str) -> None:
         options: dict[str, Any] = dict(facts["variants"][variant])
         if "labels" in options:
             options["labels"] = [torch.tensor(truth[truth[:, 0] == i, 1:][:3]) for i in range(len(predictions))]
-        if LAYOUTS[implementation] == "yolov8":
+        if not LAYOUTS[implementation].objectness:
             scores = predictions[..., 5:] * predictions[..., 4:5]
             predictions = torch.cat([predictions[..., :4], scores], -1).transpose(1, 2)
         results = non_max_suppression(predictions, layout=LAYOUTS[implementation], **options)
@@ -140,9 +145,12 @@ def test_coco_categories_equal_upstream() -> None:
 class Replay(nn.Module):
     """A detector that gives stored predictions, batch after batch."""
 
-    def __init__(self, predictions: Tensor, nms_layout: str) -> None:
+    names, nc, stride, input_hw = ["a", "b", "c", "d"], 4, torch.tensor([32.0]), None
+
+    def __init__(self, predictions: Tensor, family: str) -> None:
         super().__init__()
-        self.predictions, self.nms_layout, self.given = predictions, nms_layout, 0
+        self.predictions, self.given = predictions, 0
+        self.layout, self.convention = LAYOUT_NAMES[family], CONVENTIONS[family]
 
     def forward(self, images: Tensor) -> tuple[Tensor, list[Tensor]]:
         start, self.given = self.given, self.given + len(images)
@@ -175,7 +183,7 @@ def test_evaluation_equals_upstream(batch_size: int) -> None:
         implementation, settings = key.split("/")
         conf_thres, iou_thres, variant = settings.split("_")
         result = evaluate(
-            Replay(torch.tensor(arrays["eval/in/pred"]), LAYOUTS[implementation]), eval_batches(arrays, batch_size),
+            Replay(torch.tensor(arrays["eval/in/pred"]), FAMILY_OF[implementation]), eval_batches(arrays, batch_size),
             names=["a", "b", "c", "d"], device=torch.device("cpu"), conf_thres=float(conf_thres),
             iou_thres=float(iou_thres), v5_metric=variant == "v5metric", progress=False,
         )  # fmt: skip
@@ -198,7 +206,7 @@ def test_matching_equals_upstream(implementation: str) -> None:
         found = detections.numpy()
         found[:, :4] = scale_boxes(found[:, :4], input_hw, *shape)
         boxes = scale_boxes(boxes, input_hw, *shape)
-        correct.append(match_detections(found, boxes, labels[:, 1], CONVENTIONS[layout]))
+        correct.append(match_detections(found, boxes, labels[:, 1], CONVENTIONS[FAMILY_OF[implementation]]))
     assert np.array_equal(np.concatenate(correct), arrays[f"{key}/tp"])
 
 

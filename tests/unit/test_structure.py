@@ -182,6 +182,31 @@ def test_what_no_file_may_contain(path: Path) -> None:
             assert all(alias.name != "*" for alias in node.names), f"line {node.lineno} imports *"
 
 
+FAMILY_NAMES = {"yolov5", "yolov7", "yolov8", "mobile"}
+# Where a family may be asked for by its name: the table of families, the readers and writers of files that name it, and
+# the tables of default hyper-parameters.
+FAMILY_TABLES = (
+    "models/",
+    "checkpoints/upstream/",
+    "checkpoints/exported.py",
+    "engine/config/defaults.py",
+    "engine/pruning_run/config.py",
+)
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda p: p.relative_to(ROOT).as_posix())
+def test_nobody_asks_for_a_family_or_the_class_of_a_head(path: Path) -> None:
+    """Families are rows of a table and heads describe themselves, so that a new one changes nothing else."""
+    name = path.relative_to(ROOT).as_posix()
+    if name.startswith(FAMILY_TABLES):
+        return
+    named = [n.value for n in ast.walk(parsed(path)) if isinstance(n, ast.Constant) and n.value in FAMILY_NAMES]
+    assert not named, f"{named}: a field of models.families.Family or of the head says it"
+    module = name.removesuffix(".py").replace("/", ".")
+    heads = [o for o in GRAPH.get(module, []) if o.startswith("models.heads.") and o != "models.heads.base"]
+    assert not heads, f"{heads}: models.heads.base.DetectionHead says what there is to ask"
+
+
 def everything_imported_by(script: str) -> set[str]:
     """All modules of ours that a command line may come to import."""
     seen: set[str] = set()

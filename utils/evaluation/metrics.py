@@ -1,12 +1,12 @@
 """Precision, recall, F1 and average precision as the upstream projects print them.
 
 For numbers to publish or to compare across families use `utils.evaluation.coco_eval`; these make a run comparable with
-upstream's logs. The families differ in three conventions, collected in `CONVENTIONS`.
+upstream's logs. The families differ in three conventions, collected in `Convention`.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -35,16 +35,16 @@ class Convention:
     smooth: bool
     origin: str = ""
 
+    def with_v5_recall(self) -> Convention:
+        """The same with YOLOv5's recall axis, which YOLOv7 takes with --v5-metric; the others have it anyway."""
+        origin = f"{self.origin} with --v5-metric"
+        return self if self.recall_to_one else replace(self, recall_to_one=True, origin=origin)
 
-CONVENTIONS = {
-    "yolov5": Convention(match_once=False, recall_to_one=True, smooth=True, origin="YOLOv5 7.0"),
-    "yolov7": Convention(match_once=True, recall_to_one=False, smooth=False, origin="YOLOv7 a207844"),
-    "yolov7-v5metric": Convention(
-        match_once=True, recall_to_one=True, smooth=False, origin="YOLOv7 a207844 with --v5-metric"
-    ),
-    # Later versions of ultralytics, 8.4.190 among them, no longer clip boxes to the image before they match them.
-    "yolov8": Convention(match_once=False, recall_to_one=True, smooth=True, origin="ultralytics 8.2.103"),
-}
+
+YOLOV5_FIGURES = Convention(match_once=False, recall_to_one=True, smooth=True, origin="YOLOv5 7.0")
+YOLOV7_FIGURES = Convention(match_once=True, recall_to_one=False, smooth=False, origin="YOLOv7 a207844")
+# Later versions of ultralytics, 8.4.190 among them, no longer clip boxes to the image before they match them.
+YOLOV8_FIGURES = Convention(match_once=False, recall_to_one=True, smooth=True, origin="ultralytics 8.2.103")
 
 
 @dataclass(frozen=True)

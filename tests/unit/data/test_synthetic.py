@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 import data.synthetic
+import utils.files
 from data.config import load_dataset_config
 from data.labels import build_index
 from data.rendering.scene import CLASS_NAMES, RandomIntegers, render_scene
@@ -161,10 +162,10 @@ class TestDataset:
         assert [path.name for path in tmp_path.iterdir()] == ["set"]
 
     def test_interrupted_rendering_leaves_nothing(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        def fail(path: Path, _: bytes) -> int:
+        def fail(path: Path, mode: str) -> None:
             raise OSError(errno.ENOSPC, "No space left on device", str(path))
 
-        monkeypatch.setattr(Path, "write_bytes", fail)
+        monkeypatch.setattr(utils.files, "replacing", fail)
         with pytest.raises(OSError, match=r"No space left on device: .*\.png"):
             render_dataset(tmp_path / "set", **SMALL)
         assert list(tmp_path.iterdir()) == []

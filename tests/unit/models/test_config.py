@@ -62,7 +62,7 @@ def with_row(index: int, row: Any) -> dict[str, Any]:
         (
             5,
             [[2, 3, 4], 1, "IAuxDetect", ["nc", "anchors"]],
-            ["(IAuxDetect)", "reads 3 layers", "two for each"],
+            ["(IAuxDetect)", "reads 3 layers", "2 for each"],
         ),
         (5, [[2, 4], 1, "Segment", ["nc", 32, 256]], ["layer 5 (Segment)", "is for segmentation"]),
         (5, [[2, 4], 1, "IKeypoint", ["nc", "anchors", 17]], ["layer 5 (IKeypoint)", "is for keypoints"]),

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 import torch
 
+from checkpoints.exported import LAYOUT_NAMES
 from utils.boxes import clip_boxes, cxcywh_to_xyxy, pairwise_iou, scale_boxes, xyxy_to_cxcywh
-from utils.errors import UserError
+from utils.detector import ANCHOR_LAYOUT
 from utils.letterbox import letterbox
 from utils.nms import non_max_suppression
 
@@ -91,32 +92,37 @@ def prediction(*rows: list[float]) -> torch.Tensor:
     return torch.tensor([rows])
 
 
+def suppressed(rows: torch.Tensor, **options: Any) -> list[torch.Tensor]:
+    """NMS of predictions with anchors."""
+    return non_max_suppression(rows, layout=ANCHOR_LAYOUT, **options)
+
+
 def test_nms_keeps_the_better_of_two_overlapping() -> None:
     rows = prediction([50, 50, 20, 20, 0.9, 0.9], [51, 50, 20, 20, 0.9, 0.8], [90, 90, 20, 20, 0.9, 0.7])
-    kept = non_max_suppression(rows)[0]
+    kept = suppressed(rows)[0]
     assert kept[:, 4].tolist() == pytest.approx([0.81, 0.63])
     assert kept[0].tolist() == pytest.approx([40, 40, 60, 60, 0.81, 0])
 
 
 def test_nms_keeps_classes_apart_unless_agnostic() -> None:
     rows = prediction([50, 50, 20, 20, 0.9, 0.9, 0.1], [50, 50, 20, 20, 0.9, 0.1, 0.8])
-    assert non_max_suppression(rows)[0][:, 5].tolist() == [0, 1]
-    assert non_max_suppression(rows, agnostic=True)[0][:, 5].tolist() == [0]
+    assert suppressed(rows)[0][:, 5].tolist() == [0, 1]
+    assert suppressed(rows, agnostic=True)[0][:, 5].tolist() == [0]
 
 
 def test_nms_multi_label_gives_a_row_for_each_class() -> None:
     rows = prediction([50, 50, 20, 20, 1.0, 0.9, 0.8])
-    assert non_max_suppression(rows)[0][:, 5].tolist() == [0]
-    assert non_max_suppression(rows, multi_label=True)[0][:, 5].tolist() == [0, 1]
-    assert non_max_suppression(rows, multi_label=True, classes=[1])[0][:, 5].tolist() == [1]
+    assert suppressed(rows)[0][:, 5].tolist() == [0]
+    assert suppressed(rows, multi_label=True)[0][:, 5].tolist() == [0, 1]
+    assert suppressed(rows, multi_label=True, classes=[1])[0][:, 5].tolist() == [1]
 
 
 def test_nms_confidence_of_one_class_follows_the_family() -> None:
     rows = prediction([50, 50, 20, 20, 0.8, 0.5])
-    assert non_max_suppression(rows, layout="yolov5")[0][0, 4].item() == pytest.approx(0.4)
-    assert non_max_suppression(rows, layout="yolov7")[0][0, 4].item() == pytest.approx(0.8)
+    assert non_max_suppression(rows, layout=LAYOUT_NAMES["yolov5"])[0][0, 4].item() == pytest.approx(0.4)
+    assert non_max_suppression(rows, layout=LAYOUT_NAMES["yolov7"])[0][0, 4].item() == pytest.approx(0.8)
     transposed = prediction([50, 50, 20, 20, 0.5]).transpose(1, 2)
-    assert non_max_suppression(transposed, layout="yolov8")[0][0, 4].item() == pytest.approx(0.5)
+    assert non_max_suppression(transposed, layout=LAYOUT_NAMES["yolov8"])[0][0, 4].item() == pytest.approx(0.5)
 
 
 @pytest.mark.parametrize("agnostic", [False, True])
@@ -127,25 +133,20 @@ def test_nms_by_prefixes_equals_nms_of_everything(agnostic: bool) -> None:
     scores = torch.rand(1, 3000, 4, generator=generator)
     rows = torch.cat([centres, sizes, scores], dim=2)
     options: dict[str, Any] = {"conf_thres": 0.01, "multi_label": True, "agnostic": agnostic}
-    everything = non_max_suppression(rows, max_det=10000, **options)[0]
+    everything = suppressed(rows, max_det=10000, **options)[0]
     assert len(everything) > 200
     for max_det in (1, 7, 60, 200):  # looks at 8, 56, 480, 1600 candidates first
-        assert torch.equal(non_max_suppression(rows, max_det=max_det, **options)[0], everything[:max_det])
+        assert torch.equal(suppressed(rows, max_det=max_det, **options)[0], everything[:max_det])
 
 
 def test_nms_of_nothing_is_empty() -> None:
-    kept = non_max_suppression(torch.zeros(2, 0, 9))
+    kept = suppressed(torch.zeros(2, 0, 9))
     assert [rows.shape for rows in kept] == [(0, 6), (0, 6)]
-    assert non_max_suppression(torch.full((1, 5, 9), float("nan")))[0].shape == (0, 6)
+    assert suppressed(torch.full((1, 5, 9), float("nan")))[0].shape == (0, 6)
 
 
 def test_nms_takes_half_precision_and_leaves_its_input() -> None:
     rows = prediction([50, 50, 20, 20, 0.9, 0.9]).half()
     before = rows.clone()
-    assert non_max_suppression(rows)[0].dtype == torch.float32
+    assert suppressed(rows)[0].dtype == torch.float32
     assert torch.equal(rows, before)
-
-
-def test_nms_unknown_layout_is_named() -> None:
-    with pytest.raises(UserError, match="unknown prediction layout 'yolo7'; did you mean 'yolov7'"):
-        non_max_suppression(torch.zeros(1, 1, 6), layout="yolo7")

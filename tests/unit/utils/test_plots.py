@@ -18,7 +18,7 @@ from fontTools.pens.ttGlyphPen import TTGlyphPen
 from tests.golden import ROOT
 from utils import plots
 from utils.evaluation.confusion import ConfusionMatrix
-from utils.evaluation.metrics import CONVENTIONS, ClassMetrics, class_metrics
+from utils.evaluation.metrics import YOLOV7_FIGURES, ClassMetrics, class_metrics
 from utils.fonts import _font_with, default_font, legible
 from utils.logging import LOGGER
 
@@ -37,7 +37,7 @@ def metrics(num_classes: int) -> ClassMetrics:
     predicted, true = (generator.integers(0, max(num_classes, 1), 200) for _ in range(2))
     if not num_classes:
         true = true[:0]
-    return class_metrics(correct, generator.random(200), predicted, true, CONVENTIONS["yolov7"])
+    return class_metrics(correct, generator.random(200), predicted, true, YOLOV7_FIGURES)
 
 
 def read(path: Path) -> np.ndarray:

@@ -46,7 +46,7 @@ def exported(folder: Path, family: str, *include: str, **options: Any) -> tuple[
 def own_suppression(model: Model, images: torch.Tensor, **options: Any) -> torch.Tensor:
     """Rows [image, x1, y1, x2, y2, class, confidence] by utils.nms."""
     with torch.no_grad():
-        found = non_max_suppression(model(images)[0], layout=model.nms_layout, **options)
+        found = non_max_suppression(model(images)[0], layout=model.layout, **options)
     rows = [torch.cat((torch.full((len(f), 1), i), f[:, :4], f[:, 5:], f[:, 4:5]), 1) for i, f in enumerate(found)]
     return torch.cat(rows)
 
@@ -182,12 +182,13 @@ def test_metadata(tmp_path: Path) -> None:
     _, (script, graph) = exported(tmp_path, "yolov7", "torchscript", "onnx", end2end=True, dynamic=True)
     properties = {entry.key: entry.value for entry in onnx.load(graph).metadata_props}
     assert json.loads(properties["names"]) == {"0": NAMES[0], "1": NAMES[1], "2": NAMES[2]}
-    texts = {
-        key: properties[key] for key in ("family", "layout", "task", "stride", "imgsz", "batch", "nms", "conf_thres")
-    }
+    texts = {key: properties[key] for key in ("family", "task", "stride", "imgsz", "batch", "nms", "conf_thres")}
     assert texts == {
-        "family": "yolov7", "layout": "yolov7", "task": "detect", "stride": "8", "imgsz": "[64, 96]", "batch": "1",
+        "family": "yolov7", "task": "detect", "stride": "8", "imgsz": "[64, 96]", "batch": "1",
         "nms": "true", "conf_thres": "0.25",
+    }  # fmt: skip
+    assert json.loads(properties["layout"]) == {
+        "class_axis": 2, "objectness": True, "objectness_alone": True, "end_to_end": False,
     }  # fmt: skip
     extra = {"names": "", "nms": "", "stride": "", "dynamic_size": ""}
     torch.jit.load(str(script), _extra_files=extra)

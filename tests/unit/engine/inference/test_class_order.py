@@ -35,7 +35,7 @@ def test_scores_move_with_their_classes_and_nothing_else(name: str) -> None:
         before = model(image)[0]
         reorder_classes(model, [2, 0, 1])
         after = model(image)[0]
-    if model.nms_layout == "yolov8":
+    if model.layout.class_axis == 1:
         before, after = before.transpose(1, 2), after.transpose(1, 2)
     classes = before.shape[-1] - 3
     moved = torch.cat([before[..., :classes], before[..., classes:][..., [2, 0, 1]]], -1)
@@ -106,7 +106,7 @@ def test_other_classes_start_as_those_of_the_same_name(name: str) -> None:
     image = torch.rand(1, 3, 64, 64, dtype=torch.float64)
     with torch.no_grad():
         ours, theirs = (one(image)[0] for one in (model, source))
-    if model.nms_layout == "yolov8":
+    if model.layout.class_axis == 1:
         ours, theirs = ours.transpose(1, 2), theirs.transpose(1, 2)
     first = ours.shape[-1] - 3
     torch.testing.assert_close(ours[..., :first], theirs[..., :first])  # boxes and objectness

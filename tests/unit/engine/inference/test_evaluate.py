@@ -16,12 +16,14 @@ import torch
 from torch import Tensor, nn
 
 import engine.inference.evaluate
+from checkpoints.exported import LAYOUT_NAMES
 from data.config import load_class_names
 from data.labels import build_index
 from data.loader import validation_loader
 from engine.inference.ensemble import Ensemble, with_names
 from engine.inference.evaluate import EvalResult, evaluate
 from engine.inference.writers import CocoWriter, LabelWriter, annotated_ids, coco_categories, image_ids
+from models.families import FAMILIES
 from tests.golden import ROOT
 from utils.boxes import cxcywh_to_xyxy
 from utils.errors import UserError
@@ -56,10 +58,11 @@ class Loader(list):
 class Oracle(nn.Module):
     """Predicts the targets, `shift` pixels to the right and with class `index + swap`, in a given layout."""
 
-    def __init__(self, shift: float = 0.0, swap: int = 0, nms_layout: str = "yolov5", size: float = 64.0) -> None:
+    def __init__(self, shift: float = 0.0, swap: int = 0, layout: str = "yolov5", size: float = 64.0) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.zeros(1))
-        self.shift, self.swap, self.nms_layout, self.size = shift, swap, nms_layout, size
+        self.shift, self.swap, self.layout, self.size = shift, swap, LAYOUT_NAMES[layout], size
+        self.convention, self.input_hw = FAMILIES[layout].figures, None
         self.names, self.nc, self.stride = NAMES, 2, torch.tensor([8.0, 32.0])
         self.seen: list[Tensor] = []
         self.augmented = False
@@ -76,7 +79,7 @@ class Oracle(nn.Module):
                 row[0] += self.shift
                 row[4], row[5 + (int(index) + self.swap) % 2] = 1.0, 0.9 - 0.1 * index
         raw = None if augment else [torch.full((1,), 2.0)]
-        if self.nms_layout == "yolov8":
+        if not self.layout.objectness:
             return torch.cat([rows[..., :4], rows[..., 5:]], 2).transpose(1, 2), raw
         return rows, raw
 
@@ -88,7 +91,7 @@ def run(model: nn.Module, loader: Any = None, **options: Any) -> EvalResult:
 
 @pytest.mark.parametrize("layout", ["yolov5", "yolov7", "yolov8"])
 def test_perfect_detector_has_ap_one(layout: str) -> None:
-    result = run(Oracle(nms_layout=layout))
+    result = run(Oracle(layout=layout))
     assert (result.coco.ap, result.coco.ap50, result.coco.ar_100, result.fitness) == pytest.approx((1, 1, 1, 1))
     # P and R are interpolated at the sampled confidence next to the best one, so they miss 1 by a hair
     assert result.own.means[:2] == pytest.approx((1, 1), abs=1e-3)
@@ -233,7 +236,7 @@ def test_hybrid_labels_join_the_detections() -> None:
 
 def test_ensemble_puts_predictions_together() -> None:
     for layout in ("yolov5", "yolov8"):
-        model = Ensemble([Oracle(nms_layout=layout), Oracle(shift=40.0, nms_layout=layout)])
+        model = Ensemble([Oracle(layout=layout), Oracle(shift=40.0, layout=layout)])
         decoded, raw = model(torch.zeros(2, 3, 64, 64))
         assert decoded.shape == ((2, 6, 7) if layout == "yolov5" else (2, 6, 6)) and raw is None
         assert model.stride.tolist() == [32]
@@ -339,12 +342,12 @@ def test_an_image_that_may_be_several_is_an_error(
 @pytest.mark.parametrize("layout", ["yolov5", "yolov8"])
 def test_classes_in_another_order_are_put_into_that_of_the_data_set(layout: str) -> None:
     """The model says cat, dog; the data set's labels say dog, cat, so its numbers are the others."""
-    model = Oracle(swap=1, nms_layout=layout)
+    model = Oracle(swap=1, layout=layout)
     assert run(model).coco.ap == 0
-    model = Oracle(swap=1, nms_layout=layout)
+    model = Oracle(swap=1, layout=layout)
     reordered = with_names(model, ["dog", "cat"], "the data set", "the model")
     assert run(reordered, names=reordered.names).coco.ap == pytest.approx(1)
-    assert reordered.names == ["dog", "cat"] and reordered.nms_layout == layout
+    assert reordered.names == ["dog", "cat"] and reordered.layout == model.layout
 
 
 def test_voters_are_brought_to_one_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

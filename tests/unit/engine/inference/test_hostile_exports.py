@@ -125,7 +125,7 @@ def test_what_it_says_of_itself_is_read_before_it_is_loaded(tmp_path: Path, monk
     ("name", "message"),
     [
         ("Fails", "fails on images of shape .*boom"),
-        ("Narrow", r"output of shape \(1, 100, 5\); by its layout yolov5 and its 12 classes"),
+        ("Narrow", r"output of shape \(1, 100, 5\); by what it says of itself and its 12 classes"),
         ("Flat", r"output of shape \(100,\)"),
         ("More", r"output of shape \(7, 100, 17\)"),
         ("Text", "fails on images of shape"),

@@ -16,10 +16,12 @@ from torch import nn
 
 import detect
 from checkpoints.checkpoint import save_checkpoint
+from checkpoints.exported import LAYOUT_NAMES
 from data.sources.frames import Frame
 from engine.inference import predict
 from engine.inference.output import Display, OutputOptions, ResultWriter, class_folders, label_lines
 from engine.inference.predict import PredictOptions, Predictor, PredictResult, run_predict, summarize
+from models.families import FAMILIES
 from tests.golden import ROOT
 from tests.unit.checkpoints.test_checkpoint import payload, tiny
 from tests.unit.data.sources.test_sources import write_image, write_video
@@ -34,9 +36,9 @@ class Oracle(nn.Module):
     nc = 3
     names = ["cat", "dog", "fire truck"]
 
-    def __init__(self, nms_layout: str = "yolov5") -> None:
+    def __init__(self, layout: str = "yolov5") -> None:
         super().__init__()
-        self.nms_layout = nms_layout
+        self.layout, self.convention, self.input_hw = LAYOUT_NAMES[layout], FAMILIES[layout].figures, None
         self.stride = torch.tensor([8.0, 32.0])
         self.inputs: list[torch.Tensor] = []
         self.augmented: list[bool] = []
@@ -49,7 +51,7 @@ class Oracle(nn.Module):
         corner = torch.tensor([16.0, height / 2, 8.0, 16.0])
         scores = torch.tensor([[0.0, 0.5, 0.0], [0.0, 0.0, 0.9]])
         rows = torch.cat([torch.stack([corner, centre]), scores], dim=1)  # (2, 4 + nc)
-        if self.nms_layout == "yolov8":
+        if not self.layout.objectness:
             return rows.T[None], None  # (1, 4 + nc, 2)
         return torch.cat([rows[:, :4], torch.ones(2, 1), rows[:, 4:]], dim=1)[None], None  # (1, 2, 5 + nc)
 

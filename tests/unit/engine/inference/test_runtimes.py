@@ -25,6 +25,7 @@ from engine.inference.predict import Predictor
 from engine.inference.runtimes import ExportedModel
 from tests.unit.engine.exporting.export_toys import NAMES, detector, write_checkpoint
 from utils.boxes import cxcywh_to_xyxy, scale_boxes
+from utils.detector import ANCHOR_LAYOUT
 from utils.errors import UsageError, UserError
 from utils.nms import non_max_suppression
 
@@ -58,7 +59,7 @@ def decoded_by_pytorch(files: dict[str, Path], images: torch.Tensor) -> torch.Te
 @pytest.mark.parametrize("form", ["torchscript", "onnx", "openvino"])
 def test_behaves_as_the_model(files: dict[str, Path], form: str) -> None:
     model = ExportedModel(files[form], CPU, trust=True).eval()
-    assert (model.names, model.nc, model.nms_layout) == (NAMES, 3, "yolov5")
+    assert (model.names, model.nc, model.layout) == (NAMES, 3, ANCHOR_LAYOUT)
     assert model.stride.tolist() == [8] and model.input_hw is None and not model.suppressed
     images = sample_images((3, 3, 96, 64))
     decoded, raw = model(images)
@@ -90,12 +91,12 @@ def test_suppression_inside_passes_through_ours(tmp_path: Path, family: str, num
     images = sample_images((3, 3, 64, 64), seed=4)  # the second call is filled up
     exported = ExportedModel(path, CPU)
     with torch.no_grad():
-        expected = non_max_suppression(model(images)[0], layout=model.nms_layout, max_det=50, **limits)
-    found = non_max_suppression(exported(images)[0], layout=exported.nms_layout, max_det=50, **limits)
+        expected = non_max_suppression(model(images)[0], layout=model.layout, max_det=50, **limits)
+    found = non_max_suppression(exported(images)[0], layout=exported.layout, max_det=50, **limits)
     assert exported.suppressed and sum(map(len, expected)) > 20
     for rows, by_file in zip(expected, found):
         assert relative_difference(rows, by_file) < 1e-3
-    wanted = non_max_suppression(exported(images)[0], layout=exported.nms_layout, classes=[0], conf_thres=0.5)
+    wanted = non_max_suppression(exported(images)[0], layout=exported.layout, classes=[0], conf_thres=0.5)
     assert all((rows[:, 5] == 0).all() and (rows[:, 4] > 0.5).all() for rows in wanted)
 
 
@@ -110,7 +111,7 @@ def test_suppression_inside_may_find_nothing(files: dict[str, Path]) -> None:
 
     model.runtime = Nothing()  # type: ignore[assignment]
     decoded, _ = model(torch.zeros(3, 3, 64, 96))
-    assert [len(rows) for rows in non_max_suppression(decoded)] == [0, 0, 0]
+    assert [len(rows) for rows in non_max_suppression(decoded, layout=ANCHOR_LAYOUT)] == [0, 0, 0]
 
 
 def test_suppression_inside_is_announced(files: dict[str, Path], caplog: pytest.LogCaptureFixture) -> None:
@@ -192,7 +193,7 @@ def test_a_foreign_file_needs_names(files: dict[str, Path], tmp_path: Path) -> N
     with pytest.raises(UserError, match="does not name its classes; give --data, a yaml with `names`"):
         ExportedModel(path, CPU)
     model = ExportedModel(path, CPU, names=("a", "b", "c"))
-    assert model.names == ["a", "b", "c"] and model.nms_layout == "yolov5" and model.stride.tolist() == [32]
+    assert model.names == ["a", "b", "c"] and model.layout == ANCHOR_LAYOUT and model.stride.tolist() == [32]
     images = sample_images((2, 3, 64, 64))
     assert relative_difference(decoded_by_pytorch(files, images), model(images)[0]) < 1e-4
 

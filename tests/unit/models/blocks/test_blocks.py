@@ -23,8 +23,8 @@ from models.blocks.extra.swin import from_windows, logarithmic_offsets, offset_i
 from models.blocks.pooling import MP, SP, SPP, SPPF, PoolingPyramid
 from models.blocks.rep import RepConv
 from models.blocks.reshape import Concat, ReOrg, Shortcut
+from models.families import FAMILIES, known_blocks
 from models.fuse import fold_batchnorm, fuse_modules
-from models.registry import FAMILY_BLOCKS, known_blocks
 from models.yolo import Model
 from tests.parity.formula import formula_tensor, load_formula_weights
 from tests.unit.models.architectures import ANCHORS
@@ -80,9 +80,9 @@ def randomize(module: nn.Module) -> nn.Module:
 
 CASES = [
     (family, name)
-    for family in ("yolov5", *FAMILY_BLOCKS)
+    for family in FAMILIES
     for name in known_blocks(family)
-    if (family == "yolov5" or name in FAMILY_BLOCKS[family]) and not name.startswith("CB")
+    if (family == "yolov5" or name in FAMILIES[family].blocks) and not name.startswith("CB")
 ]
 
 

@@ -10,7 +10,7 @@ import torch
 from models.blocks.rep import ImplicitA, ImplicitM, fold_implicit
 from models.heads.anchor import Detect, IAuxDetect, IDetect
 from models.heads.anchor_free import DFL, AnchorFreeDetect
-from models.heads.base import cell_grid
+from models.heads.base import AnchorStyle, HeadPlan, cell_grid
 from models.heads.binned import IBin
 from models.yolo import Model
 from tests.unit.models.architectures import tiny_yolov5
@@ -32,7 +32,7 @@ def test_anchor_decoding(keeps_pixels: bool) -> None:
 
     x = (1.5 - 0.5 + 2) * 8 = 24, y = (0.5 - 0.5 + 1) * 8 = 8, w = 1^2 * 10 = 10, h = 1.6^2 * 20 = 51.2.
     """
-    head = Detect(1, [8, 16], [[1, 1, 10, 20], [3, 3, 4, 4]], [4, 4], keeps_pixels)
+    head = Detect(HeadPlan(1, [8, 16], [4, 4], [[1, 1, 10, 20], [3, 3, 4, 4]], AnchorStyle(keeps_pixels)))
     fine = torch.zeros(1, 2, 2, 4, 6)
     fine[0, 1, 1, 2] = torch.tensor([logit(p) for p in (0.75, 0.25, 0.5, 0.8, 0.9, 0.3)])
     coarse = torch.zeros(1, 2, 1, 2, 6)
@@ -45,7 +45,7 @@ def test_anchor_decoding(keeps_pixels: bool) -> None:
 
 @pytest.mark.parametrize("keeps_pixels", [False, True])
 def test_set_anchors_keeps_both_buffers_together(keeps_pixels: bool) -> None:
-    head = Detect(1, [8, 16], [[1, 1], [2, 2]], [4, 4], keeps_pixels)
+    head = Detect(HeadPlan(1, [8, 16], [4, 4], [[1, 1], [2, 2]], AnchorStyle(keeps_pixels)))
     pixels = torch.tensor([[[16.0, 32.0]], [[64.0, 80.0]]])
     head.set_anchors(pixels)
     assert head.anchors.tolist() == [[[2, 4]], [[4, 5]]]
@@ -70,7 +70,7 @@ def test_anchor_free_decoding() -> None:
 
     x from 0.5 to 4.5, y from -1.5 to 4.5; so centre (2.5, 1.5), size (4, 6) cells, times 4 pixels.
     """
-    head = AnchorFreeDetect(2, [4], [16])
+    head = AnchorFreeDetect(HeadPlan(2, [4], [16]))
     raw = torch.zeros(1, 64 + 2, 1, 2)
     sides = raw[0, :64, 0, 1].view(4, 16)
     sides.fill_(-1e4)
@@ -85,7 +85,7 @@ def test_anchor_free_decoding() -> None:
 def test_class_branch_width() -> None:
     """max(first width, min(nc, 100)) hidden channels: 80 for COCO on 64, 64 for three classes, 100 for 365."""
     for num_classes, width in ((80, 80), (3, 64), (365, 100)):
-        assert AnchorFreeDetect(num_classes, [8], [64]).cv3[0][0].conv.out_channels == width
+        assert AnchorFreeDetect(HeadPlan(num_classes, [8], [64])).cv3[0][0].conv.out_channels == width
 
 
 @torch.no_grad()
@@ -106,14 +106,14 @@ def test_implicit_layers() -> None:
 @torch.no_grad()
 def test_start_of_the_implicit_layers() -> None:
     torch.manual_seed(0)
-    head = IDetect(80, [8], [[1, 2, 3, 4, 5, 6]], [512])
+    head = IDetect(HeadPlan(80, [8], [512], [[1, 2, 3, 4, 5, 6]]))
     assert head.ia[0].implicit.mean().abs() < 0.005
     assert head.im[0].implicit.mean() == pytest.approx(1, abs=0.005)
     assert head.ia[0].implicit.std() == pytest.approx(0.02, rel=0.2)
 
 
 def test_auxiliary_maps_only_in_training() -> None:
-    head = IAuxDetect(1, [8, 16], [[1, 2], [3, 4]], [4, 6, 8, 10])
+    head = IAuxDetect(HeadPlan(1, [8, 16], [4, 6, 8, 10], [[1, 2], [3, 4]]))
     features = [torch.rand(1, width, 4, 4) for width in (4, 6, 8, 10)]
     lead = [head.arrange(head.logits(level, features[level])) for level in range(2)]
     auxiliary = [head.arrange(conv(x)) for conv, x in zip(head.m2, features[2:])]
@@ -130,7 +130,7 @@ def test_sizes_from_bins() -> None:
 
     Level of stride 8, anchor 10 x 20, cell (0, 0): w = 22/21 * 10, h = 26/21 * 20; bin 20 corrected upwards ends at 4.
     """
-    head = IBin(1, [8, 16], [[10, 20], [3, 3]], [4, 4])
+    head = IBin(HeadPlan(1, [8, 16], [4, 4], [[10, 20], [3, 3]]))
     raw = [torch.zeros(1, 1, 2, 2, 2 + 44 + 2), torch.zeros(1, 1, 1, 1, 2 + 44 + 2)]
     assert head.no == 48
     raw[0][0, 0, 0, 0, 3 + 5] = 1  # width: correction, then bins

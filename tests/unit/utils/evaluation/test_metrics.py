@@ -6,9 +6,18 @@ import numpy as np
 import pytest
 
 from utils.evaluation.confusion import ConfusionMatrix
-from utils.evaluation.metrics import CONVENTIONS, average_precision, class_metrics, fitness, match_detections
+from utils.evaluation.metrics import (
+    YOLOV5_FIGURES,
+    YOLOV7_FIGURES,
+    YOLOV8_FIGURES,
+    average_precision,
+    class_metrics,
+    fitness,
+    match_detections,
+)
 
-V5, V7, V7_TO_ONE = CONVENTIONS["yolov5"], CONVENTIONS["yolov7"], CONVENTIONS["yolov7-v5metric"]
+V5, V7, V7_TO_ONE = YOLOV5_FIGURES, YOLOV7_FIGURES, YOLOV7_FIGURES.with_v5_recall()
+CONVENTIONS = {"yolov5": V5, "yolov7": V7, "yolov7-v5metric": V7_TO_ONE, "yolov8": YOLOV8_FIGURES}
 BOX = [0.0, 0.0, 10.0, 10.0]
 
 
