@@ -297,7 +297,7 @@ def test_wrong_value_in_a_yaml(
         ({"kd_losses": {"fgd": {"weight": "1e-3"}}}, "kd_losses.fgd: weight is '1e-3'"),
         ({"kd_losses": {"fgd": 1}}, "kd_losses.fgd is 1; expected {weight: 1.0, ...}"),
         ({"kd_losses": ["fgd"]}, "kd_losses must be a mapping"),
-        ({"kd_losses": None}, "has no kd_losses"),
+        ({"kd_losses": {}}, "has no kd_losses"),
         ({"kd_schedule": {"shap": "cosine"}}, "kd_schedule: unknown key 'shap'; did you mean 'shape'?"),
         ({"kd_schedule": {"shape": "cosin"}}, "kd_schedule: unknown shape 'cosin'; did you mean 'cosine'?"),
         ({"student_kd_layers": [17, 20, 99]}, "student_kd_layers[2] is 99, but the student's layers before its head"),
