@@ -49,7 +49,7 @@ class Family:
         batchnorm_eps: of all BatchNorm layers.
         activation: of blocks that have no activation of their own, as a yaml writes it; empty for the blocks' default.
         views_overlap: with test-time augmentation, the views of other sizes keep all of their levels.
-        figures: how the family's original program computes precision, recall and AP.
+        convention: how the family's original program computes precision, recall and AP.
     """
 
     recognized: Callable[[Traits], bool]
@@ -59,7 +59,7 @@ class Family:
     batchnorm_eps: float = 1e-3
     activation: str = ""
     views_overlap: bool = False
-    figures: Convention = YOLOV5_FIGURES
+    convention: Convention = YOLOV5_FIGURES
 
 
 FAMILIES: dict[str, Family] = {
@@ -72,7 +72,7 @@ FAMILIES: dict[str, Family] = {
             ),
             "BottleneckCSP": Block(partial(bottleneck.BottleneckCSP, kernels=(3, 3)), repeats=True),
         },
-        figures=YOLOV8_FIGURES,
+        convention=YOLOV8_FIGURES,
     ),
     "mobile": Family(
         recognized=lambda found: found.feeds <= {"nn.Conv2d"},
@@ -99,7 +99,7 @@ FAMILIES: dict[str, Family] = {
             layout=Layout(objectness=True, objectness_alone=True),
         ),
         views_overlap=True,
-        figures=YOLOV7_FIGURES,
+        convention=YOLOV7_FIGURES,
     ),
     "yolov5": Family(recognized=lambda found: True),
 }

@@ -89,7 +89,7 @@ class Model(nn.Module):
     @property
     def convention(self) -> Convention:
         """How the family's original program computes its figures."""
-        return FAMILIES[self.family].figures
+        return FAMILIES[self.family].convention
 
     @property
     def stride(self) -> torch.Tensor:

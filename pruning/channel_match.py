@@ -180,6 +180,8 @@ def output_channels(twins: Twins, classes: ClassPairs) -> dict[str, Tensor]:
         layers: list[Any] = head.prediction_convolutions([ours[i] for i in main_sources(ours, row)])  # type: ignore[operator]
         index = _anchor_channels(head, other, classes)
         return {names[layer]: index for layer in layers}
+    if not hasattr(head, "cv2") or not hasattr(head, "cv3"):
+        raise PruneError(f"row {row} ({head.type}) is a head whose outputs nobody knows to hand on; start from scratch")
     found = {}
     for box, scores in zip(head.cv2, head.cv3):  # type: ignore[arg-type]
         found[names[box[-1]]] = torch.arange(box[-1].out_channels)

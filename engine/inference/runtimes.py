@@ -272,7 +272,7 @@ class ExportedModel(nn.Module):
         self.layout = read_layout(values.get("layout")) or self._layout_by_trial(device)
         usual = YOLOV5_FIGURES if self.layout.objectness else YOLOV8_FIGURES
         family = FAMILIES.get(str(values.get("family")))
-        self.convention: Convention = family.figures if family else usual
+        self.convention: Convention = family.convention if family else usual
         if self.suppressed:
             inside = f"conf_thres {shown(values.get('conf_thres'))}, iou_thres {shown(values.get('iou_thres'))}"
             LOGGER.info(f"{printable(self.path)} has suppression inside ({inside}): it gives no weaker detections")

@@ -31,7 +31,7 @@ from engine.training.train import TrainResult, run_training
 from models.blocks.block import Block
 from models.heads.base import HeadPlan
 from models.yolo import Model
-from pruning import prune
+from pruning import PruneError, plan_inheritance, prune
 from tests.golden import ROOT
 from utils.errors import UsageError, UserError
 
@@ -163,6 +163,8 @@ def test_it_teaches_learns_and_is_pruned(trained: TrainResult, tiny: Path) -> No
 
 
 def test_mistakes_are_one_line(guides: ModuleType) -> None:
+    with pytest.raises(PruneError, match=r"\(PlainDetect\) is a head whose outputs nobody knows to hand on"):
+        plan_inheritance(Model(architecture("PlainDetect")), Model(architecture("PlainDetect")))
     with pytest.raises(UserError, match=r"layer 5 \(PlainDetect\): takes \[nc\], found"):
         Model({**architecture("PlainDetect"), "head": [[[2, 4], 1, "PlainDetect", ["nc", 3]]]})
     with pytest.raises(UserError, match=r"layer 5 \(PlainDetect\): cannot be built: invalid literal"):

@@ -30,7 +30,7 @@ FAMILY_OF = {
     "ultralytics_8.4.190": "yolov8",
 }
 LAYOUTS = {implementation: LAYOUT_NAMES[family] for implementation, family in FAMILY_OF.items()}
-CONVENTIONS = {name: family.figures for name, family in FAMILIES.items()}
+CONVENTIONS = {name: family.convention for name, family in FAMILIES.items()}
 CONVENTIONS["yolov7-v5metric"] = CONVENTIONS["yolov7"].with_v5_recall()
 
 

@@ -184,14 +184,8 @@ def test_what_no_file_may_contain(path: Path) -> None:
 
 FAMILY_NAMES = {"yolov5", "yolov7", "yolov8", "mobile"}
 # Where a family may be asked for by its name: the table of families, the readers and writers of files that name it, and
-# the tables of default hyper-parameters.
-FAMILY_TABLES = (
-    "models/",
-    "checkpoints/upstream/",
-    "checkpoints/exported.py",
-    "engine/config/defaults.py",
-    "engine/pruning_run/config.py",
-)
+# the table of default hyper-parameters.
+FAMILY_TABLES = ("models/", "checkpoints/upstream/", "checkpoints/exported.py", "engine/config/defaults.py")
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda p: p.relative_to(ROOT).as_posix())

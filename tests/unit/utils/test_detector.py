@@ -69,7 +69,7 @@ def test_layouts_of_the_families() -> None:
 def test_a_layout_is_never_guessed() -> None:
     class Silent(nn.Module):
         names, nc, stride, input_hw = ["a"], 1, torch.tensor([8.0]), None
-        convention = FAMILIES["yolov5"].figures
+        convention = FAMILIES["yolov5"].convention
 
     message = "Silent cannot be used as a detector: it has no layout; give it what utils.detector.Detector names"
     with pytest.raises(UserError, match=message):

@@ -62,7 +62,7 @@ class Oracle(nn.Module):
         super().__init__()
         self.weight = nn.Parameter(torch.zeros(1))
         self.shift, self.swap, self.layout, self.size = shift, swap, LAYOUT_NAMES[layout], size
-        self.convention, self.input_hw = FAMILIES[layout].figures, None
+        self.convention, self.input_hw = FAMILIES[layout].convention, None
         self.names, self.nc, self.stride = NAMES, 2, torch.tensor([8.0, 32.0])
         self.seen: list[Tensor] = []
         self.augmented = False

@@ -38,7 +38,7 @@ class Oracle(nn.Module):
 
     def __init__(self, layout: str = "yolov5") -> None:
         super().__init__()
-        self.layout, self.convention, self.input_hw = LAYOUT_NAMES[layout], FAMILIES[layout].figures, None
+        self.layout, self.convention, self.input_hw = LAYOUT_NAMES[layout], FAMILIES[layout].convention, None
         self.stride = torch.tensor([8.0, 32.0])
         self.inputs: list[torch.Tensor] = []
         self.augmented: list[bool] = []
