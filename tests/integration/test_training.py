@@ -55,14 +55,14 @@ def test_a_training_leaves_a_complete_folder(tiny: Path, base: list[str]) -> Non
     assert "epoch 2/2: AP" in out
 
 
-def test_killed_in_an_epoch_and_resumed_equals_uninterrupted(tiny: Path, base: list[str]) -> None:
-    words = ["--cfg", tiny / "small.yaml", "--hyp", tiny / "distill.yaml", "--epochs", 5, "--multi-scale"]
-    words += ["--teacher-weights", tiny / "runs" / "teacher" / "weights" / "best.pt"]
-    if not (tiny / "runs" / "teacher").is_dir():
-        words_teacher = ["--cfg", tiny / "large.yaml", "--hyp", tiny / "hyp.yaml", "--epochs", 1, "--name", "teacher"]
-        checked("train.py", *base, *words_teacher)
-    checked("train_distill.py", *base, *words, "--name", "whole")
-    command = [sys.executable, "train_distill.py", *base, *words, "--name", "killed"]
+def kill_and_resume(words: list[object], runs: Path, epochs: int, epochs_done: int) -> tuple[Path, Path]:
+    """Two equal distillations, the second of them killed after so many epochs and resumed.
+
+    Returns:
+        Both run folders, whose weights and tables have been found equal.
+    """
+    checked("train_distill.py", *words, "--epochs", epochs, "--name", "whole", "--exist-ok")
+    command = [sys.executable, "train_distill.py", *words, "--epochs", epochs, "--name", "killed"]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     process = subprocess.Popen(
         list(map(str, command)),
@@ -72,23 +72,26 @@ def test_killed_in_an_epoch_and_resumed_equals_uninterrupted(tiny: Path, base: l
         stderr=subprocess.DEVNULL,
         start_new_session=True,
     )
-    killed = tiny / "runs" / "killed"
+    whole, killed = runs / "whole", runs / "killed"
     last = killed / "weights" / "last.pt"
-    deadline = time.time() + 120
-    while not (last.is_file() and len(rows_of(killed)) == 2):
+    deadline = time.time() + 240
+    while not (last.is_file() and len(rows_of(killed)) == epochs_done):
         assert process.poll() is None and time.time() < deadline, "the run ended before it could be killed"
         time.sleep(0.02)
-    time.sleep(0.1)  # into the third epoch
+    time.sleep(0.1)  # into the next epoch
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
-    assert load(last)["training"]["state"]["epoch"] < 5
+    assert load(last)["training"]["state"]["epoch"] < epochs
     checked("train_distill.py", "--resume", last)
-    assert_same_weights(tiny / "runs" / "whole", killed)
-    timeless = [
-        [{k: v for k, v in row.items() if "time" not in k} for row in rows_of(run)]
-        for run in (tiny / "runs" / "whole", killed)
-    ]
+    assert_same_weights(whole, killed)
+    timeless = [[{k: v for k, v in row.items() if "time" not in k} for row in rows_of(run)] for run in (whole, killed)]
     assert timeless[0] == timeless[1]
+    return whole, killed
+
+
+def test_killed_in_an_epoch_and_resumed_equals_uninterrupted(tiny: Path, base: list[str], teacher: Path) -> None:
+    words = [*base, "--cfg", tiny / "small.yaml", "--hyp", tiny / "distill.yaml", "--multi-scale"]
+    kill_and_resume([*words, "--teacher-weights", teacher], tiny / "runs", epochs=5, epochs_done=2)
 
 
 def test_weights_zero_change_nothing(tiny: Path, base: list[str], teacher: Path) -> None:

@@ -167,13 +167,17 @@ def test_plot_batch_keeps_red_red(tmp_path: Path) -> None:
 
 def test_panels_group_what_belongs_together() -> None:
     names = ["epoch", "train/box", "train/kd/fgd/P3", "train/kd/fgd/P4", "val/box", "metrics/AP", "metrics/AP50"]
-    panels = plots._panels([*names, "metrics/new", "schedule/kd", "x/lr0", "x/lr1", "time/epoch"])
+    panels = plots._panels(
+        [*names, "metrics/new", "schedule/kd", "share/kd/fgd", "factor/kd/fgd", "x/lr0", "x/lr1", "time/epoch"]
+    )
     assert panels == {
         "box": {"train": "train/box", "val": "val/box"},
         "kd/fgd": {"P3": "train/kd/fgd/P3", "P4": "train/kd/fgd/P4"},
         "average precision": {"AP": "metrics/AP", "AP50": "metrics/AP50"},
         "new": {"new": "metrics/new"},
         "schedule: factor on all weights": {"kd": "schedule/kd"},
+        "share of the detection loss's gradient": {"kd/fgd": "share/kd/fgd"},
+        "weights that follow from shares": {"kd/fgd": "factor/kd/fgd"},
         "learning rate": {"lr0": "x/lr0", "lr1": "x/lr1"},
     }
 

@@ -159,9 +159,13 @@ def test_a_student_is_not_its_own_teacher(files: list[str]) -> None:
 
 
 def test_shares_leave_odd_settings_to_the_distiller() -> None:
-    mixture = {"cwd": None, "mgd": {"weight": 4, "mask": 1}, "at": 3, "l2": {"weight": "much"}}
+    mixture = {
+        "cwd": None, "mgd": {"weight": 4, "mask": 1}, "at": 3, "l2": {"weight": "much"},
+        "fgd": {"share": 0.4, "temperature": 1}, "output": {"share": {"box": 0.2, "cls": "x"}},
+    }  # fmt: skip
     assert shared_losses(mixture, 0.5) == {
         "cwd": {"weight": 0.5}, "mgd": {"weight": 2.0, "mask": 1}, "at": 3, "l2": {"weight": "much"},
+        "fgd": {"share": 0.2, "temperature": 1}, "output": {"share": {"box": 0.1, "cls": "x"}},
     }  # fmt: skip
 
 

@@ -97,6 +97,10 @@ def test_a_resumed_model_needs_the_checkpoint_alone(tmp_path: Path) -> None:
         ({"output": None}, True),
         ({"output": {"weight": 0}}, False),
         ({"output": {"box": 0}}, False),
+        ({"output": {"share": 0.3}}, True),
+        ({"output": {"share": 0}}, False),
+        ({"output": {"share": {"box": 0.2}}}, True),
+        ({"output": {"share": {"cls": 0.2}}}, False),
         ({"fgd": {}}, False),
     ],
 )

@@ -1,14 +1,17 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+from engine.training.extra_loss import ModuleLoss
 from engine.training.loop import Meter, Trainer
 from tests.unit.engine.training.training_toys import IMAGE_SIZE, STRIDE, ToyDistiller, ToyLoader, ToyLoss, ToyModel
 from tests.unit.engine.training.training_toys import toy_trainer as trainer
@@ -136,6 +139,46 @@ def test_an_extra_loss_of_zero_changes_no_bit(tmp_path: Path) -> None:
         toy.run()
     for key, value in plain.model.state_dict().items():
         assert torch.equal(zero.model.state_dict()[key], value)
+
+
+def test_each_extra_loss_gets_the_features_of_its_own_layers(tmp_path: Path) -> None:
+    class Layered(ToyModel):
+        """Layer i gives the output plus i."""
+
+        def forward(self, images: Tensor, extra_features: Any = None) -> Any:
+            (x,) = super().forward(images)
+            asked.append(list(extra_features))
+            return [x], [x + layer for layer in extra_features]
+
+    class Noting(ToyDistiller):
+        def __init__(self, *layers: int) -> None:
+            super().__init__()
+            self.layers = layers
+
+        def forward(self, images: Tensor, predictions: Any, features: Any, *rest: Any, **more: Any) -> Any:
+            gaps = [round(float((x - predictions[0]).detach().mean())) for x in features]
+            found.append((gaps, more["detection_loss"].requires_grad))
+            return super().forward(images, predictions, features[:1], *rest)
+
+    asked: list[list[int]] = []
+    found: list[tuple[list[int], bool]] = []
+    trainer(tmp_path, model=Layered(), extra_losses=[Noting(3, 1), Noting(1, 2)], epochs=1).train_epoch(0)
+    assert asked[0] == [3, 1, 2] and found[:2] == [([3, 1], True), ([1, 2], True)]
+
+
+def test_what_was_wrong_with_an_epoch_is_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    class Doubting(ToyDistiller):
+        def epoch_doubts(self, items: Mapping[str, float]) -> list[str]:
+            return [f"{name} was wrong" for name in items if name.startswith("kd/")]
+
+    logging.getLogger("yolo-distill").propagate = True
+    trainer(tmp_path, extra_losses=[Doubting()], epochs=1).run()
+    assert "warning: in all of epoch 1, kd/toy/P2 was wrong" in [record.message for record in caplog.records]
+
+
+def test_an_extra_loss_has_to_be_a_module() -> None:
+    with pytest.raises(TypeError, match="has to be a module, not SimpleNamespace"):
+        ModuleLoss(SimpleNamespace())  # type: ignore[arg-type]
 
 
 def test_preflight_with_the_first_batch_of_a_training_alone(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
