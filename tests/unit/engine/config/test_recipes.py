@@ -75,7 +75,10 @@ def test_a_recipe_of_weight_zero_changes_no_bit(path: Path) -> None:
         extra, parameters = None, list(student.parameters())
         if distilled:
             hyp = read_hyp(path)
-            losses = {name: {**settings, "weight": 0} for name, settings in hyp.kd_losses.items()}
+            losses = {
+                name: {key: value for key, value in settings.items() if key != "share"} | {"weight": 0}
+                for name, settings in hyp.kd_losses.items()
+            }
             heads = {"student_head": head_spec(), "teacher_head": head_spec()}
             extra = Distiller(student, teacher, "auto", "auto", losses, hyp.kd_schedule, image_size=64, **heads)
             parameters += list(extra.parameters())
