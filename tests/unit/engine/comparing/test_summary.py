@@ -147,7 +147,7 @@ def test_numbers_in_points() -> None:
 
 def test_arms_of_a_shipped_experiment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
-    found = load_experiment("experiments/inherit-synthetic.yaml")
+    found = load_experiment("experiments/synthetic.yaml")
     arms = describe_arms(found, [])
     assert {name: (arm.kind, arm.counterpart, arm.equal_epochs) for name, arm in arms.items()} == {
         "baseline": ("", None, True),
@@ -158,7 +158,7 @@ def test_arms_of_a_shipped_experiment(monkeypatch: pytest.MonkeyPatch) -> None:
         "inherited-recipe": ("inherited and distilled", "inherited", True),
         "inherited-bckd": ("inherited and distilled", "inherited", True),
     }
-    official = describe_arms(load_experiment("experiments/inherit-bccd-official.yaml"), [])
+    official = describe_arms(load_experiment("experiments/bccd-official.yaml"), [])
     assert official["official-bckd"].counterpart == "official"
 
 
