@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import argparse
 
-from utils.running.cli import CommandParser, run_command
+from utils.running.cli import MOST_PROCESSES, CommandParser, check_range, run_command
 
 
 def main() -> None:
@@ -22,7 +22,13 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, help="another length for every arm")
     parser.add_argument("--split", choices=["val", "test"], help="where the final figures come from")
     parser.add_argument("--device", help="cpu, 0, or cuda:0")
+    parser.add_argument("--report-only", action="store_true", help="train nothing; report on what is trained already")
+    parser.add_argument("--jobs", type=int, default=1, help="trainings side by side, each with its part of the threads")
+    parser.add_argument("--threads", type=int, help="of each training; the same number gives the same weights on a CPU")
     namespace = parser.parse_args()
+    check_range("--jobs", namespace.jobs, 1, MOST_PROCESSES)
+    if namespace.threads is not None:
+        check_range("--threads", namespace.threads, 1, MOST_PROCESSES)
     from engine.comparing.compare import run_experiment
     from engine.comparing.experiment import load_experiment
     from utils.logging import setup_logging
@@ -30,7 +36,8 @@ def main() -> None:
     setup_logging()
     overrides = vars(namespace).copy()
     path, project = overrides.pop("experiment"), overrides.pop("project")
-    run_experiment(load_experiment(path, overrides), project)
+    rest = {name: overrides.pop(name) for name in ("report_only", "jobs", "threads")}
+    run_experiment(load_experiment(path, overrides), project, **rest)
 
 
 if __name__ == "__main__":

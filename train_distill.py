@@ -32,7 +32,11 @@ def main() -> None:
         return
     from engine.training.train import run_training
 
-    run_training(options, resume=namespace.resume, distil=True, given=given_flags(parser))
+    result = run_training(options, resume=namespace.resume, distil=True, given=given_flags(parser) - {"report"})
+    if namespace.report and result.metrics:  # of the first process alone
+        from engine.reporting.single import report_run
+
+        report_run(result.folder, options.device)
 
 
 if __name__ == "__main__":

@@ -187,7 +187,7 @@ def _set_font(text: Any, font: Path) -> None:
     text.set_parse_math(False)
 
 
-def _read_columns(path: Path) -> dict[str, np.ndarray]:
+def read_columns(path: Path) -> dict[str, np.ndarray]:
     """The columns of a results.csv as floats; NaN where a cell is empty."""
     with open(path, newline="") as stream:
         rows = [{k.strip(): (v or "").strip() for k, v in row.items() if k} for row in csv.DictReader(stream)]
@@ -234,7 +234,7 @@ def _panels(columns: Iterable[str]) -> dict[str, dict[str, str]]:
 def plot_results(csv_path: str | Path) -> None:
     """Draws every loss, metric and learning rate of a results.csv over the epochs, as results.png beside it."""
     csv_path = Path(csv_path)
-    columns = _read_columns(csv_path)
+    columns = read_columns(csv_path)
     epochs = columns.get("epoch", np.arange(len(next(iter(columns.values())))))
     panels = _panels(columns)
     best = _best_epoch(columns, epochs)

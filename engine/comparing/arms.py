@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from engine.comparing.experiment import Experiment, merged_values
-from engine.config.hyp import hyp_from_dict
+from engine.comparing.experiment import Experiment, automatic, merged_values
+from engine.config.hyp import AUTO, AUTO_NUMBERS, hyp_from_dict
 from engine.runfolder import RunFolder
 
 SCRATCH, INHERITED, WEIGHTS = "scratch", "inherited", "weights"
@@ -50,10 +50,12 @@ def describe_arms(experiment: Experiment, rows: Sequence[Mapping[str, Any]]) -> 
     """
     baseline = next(iter(experiment.arms.values()))
     length = baseline.get("epochs", experiment.epochs)
+    numbers = automatic(experiment) or {}
+    shared = {key: AUTO for key in AUTO_NUMBERS if numbers.get(key) == AUTO}  # one number for all, as they are trained
     arms: dict[str, Arm] = {}
     plain: dict[str, tuple[Any, ...]] = {}
     for name, settings in experiment.arms.items():
-        source, values = merged_values(experiment, settings)
+        source, values = merged_values(experiment, settings, shared)
         hyp = hyp_from_dict(values, source)
         distilled = bool(settings.get("distil", hyp.distills))
         start = _start(experiment, settings, distilled, [row for row in rows if row["role"] == name])
@@ -74,7 +76,7 @@ def _start(
 ) -> str:
     if settings.get("weights", experiment.student_weights):
         return WEIGHTS
-    init = settings.get("init", "scratch")
+    init = settings.get("init", "auto" if distilled else "scratch")
     if init == "auto" and distilled:
         facts = [run_manifest(row["weights"]).get("init") for row in rows]
         return INHERITED if any(isinstance(f, dict) and f.get("from") == "teacher" for f in facts) else SCRATCH

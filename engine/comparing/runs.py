@@ -5,11 +5,7 @@ Every training is a command line of its own, printed before it starts: each row 
 
 from __future__ import annotations
 
-import json
-import shlex
-import signal
-import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,38 +14,85 @@ import yaml
 from data.config import load_dataset_config
 from data.synthetic import ensure_dataset
 from engine.comparing.experiment import Experiment, automatic, merged_values
+from engine.comparing.progress import Planned, Progress
+from engine.comparing.side_by_side import threads_each, train_side_by_side
 from engine.comparing.summary import Run
+from engine.comparing.trainings import Training, train_one
 from engine.config.hyp import AUTO, AUTO_NUMBERS, Hyp, hyp_from_dict, read_hyp
 from engine.config.options import TrainOptions
-from engine.runfolder import RunFolder
 from engine.training.data import split_index
 from engine.training.schedule import resolve_auto
-from engine.training.stages import tell_of_changed_data
-from engine.training.state import run_state
 from utils.errors import UserError
 from utils.logging import LOGGER
-from utils.paths import REPOSITORY, existing_file, file_hash, read_record, replacing
-from utils.running.processes import run_child
+from utils.paths import existing_file, replacing
+from utils.text import shown_path
 
 
-def train_all(experiment: Experiment, folder: Path) -> list[Run]:
+def train_all(experiment: Experiment, folder: Path, jobs: int = 1, threads: int | None = None) -> list[Run]:
     """Trains the teacher and every arm with every seed, leaving out what is already there.
+
+    Args:
+        experiment: what is compared.
+        folder: of the experiment.
+        jobs: trainings side by side; the teacher's, which the others need, is always alone.
+        threads: of each training; by default all, or each job's part of them.
 
     Returns:
         The teacher, then the arms in their order, each with its seeds.
     """
     shared = shared_numbers(experiment)
-    teacher = train_teacher(experiment, folder, shared)
-    runs = [teacher]
-    jobs = [(arm, seed) for arm in experiment.arms for seed in experiment.seeds]
-    for number, (arm, seed) in enumerate(jobs, 1):
-        settings = experiment.arms[arm]
+    threads = threads_each(jobs, threads)
+    progress = Progress(planned_trainings(experiment), jobs)
+    teacher = train_teacher(experiment, folder, threads, shared, progress)
+    trainings, runs = [], [teacher]
+    for arm, settings in experiment.arms.items():
         hyp = merged_hyp(experiment, settings, folder / "hyp" / f"{arm}.yaml", shared)
         words = arm_words(experiment, settings, read_hyp(hyp), str(teacher.weights))
-        epochs = settings.get("epochs", experiment.epochs)
-        words += shared_flags(experiment, hyp, {"seed": seed, "epochs": epochs})
-        LOGGER.info(f"\n[{number}/{len(jobs)}] {arm}, seed {seed}")
-        runs.append(Run(arm, seed, train_one(experiment, folder, f"{arm}-seed{seed}", words)))
+        for seed in experiment.seeds:
+            values = {"seed": seed, "epochs": settings.get("epochs", experiment.epochs)}
+            training = Training(f"{arm}-seed{seed}", (*words, *shared_flags(experiment, hyp, values)))
+            trainings.append(training)
+            runs.append(Run(arm, seed, training.best(folder)))
+    if jobs > 1:
+        train_side_by_side(experiment, folder, trainings, jobs, threads, progress)
+    else:
+        for training in trainings:
+            LOGGER.info(f"\n[{training.name}] {progress.line(folder)}")
+            train_one(experiment, folder, training, threads)
+    return runs
+
+
+def planned_trainings(experiment: Experiment) -> list[Planned]:
+    """Every training of an experiment with its length, the teacher's first."""
+    settings = experiment.teacher
+    own = [] if settings.get("weights") else [Planned("teacher", "teacher", settings.get("epochs", experiment.epochs))]
+    return own + [
+        Planned(f"{arm}-seed{seed}", arm, settings.get("epochs", experiment.epochs))
+        for arm, settings in experiment.arms.items() for seed in experiment.seeds
+    ]  # fmt: skip
+
+
+def finished_runs(experiment: Experiment, folder: Path) -> list[Run]:
+    """The runs of an experiment that are trained already, the teacher first; what is missing is told.
+
+    Raises:
+        UserError: there is no teacher yet, or no arm.
+    """
+    settings = experiment.teacher
+    teacher = Path(settings["weights"]) if settings.get("weights") else folder / "teacher" / "weights" / "best.pt"
+    runs, missing = [Run("teacher", int(settings.get("seed", 0)), teacher)], []
+    if not teacher.is_file() or not (settings.get("weights") or (folder / "teacher" / "done.json").is_file()):
+        raise UserError(f"{shown_path(folder)} has no trained teacher yet; run the experiment without --report-only")
+    for arm, seed in ((arm, seed) for arm in experiment.arms for seed in experiment.seeds):
+        run = folder / f"{arm}-seed{seed}"
+        if (run / "done.json").is_file() and (run / "weights" / "best.pt").is_file():
+            runs.append(Run(arm, seed, run / "weights" / "best.pt"))
+        else:
+            missing.append(run.name)
+    if missing:
+        LOGGER.warning(f"warning: not trained yet, so not in the report: {', '.join(missing)}")
+    if not any(run.role == next(iter(experiment.arms)) for run in runs):
+        raise UserError(f"{shown_path(folder)} has no trained baseline yet; run the experiment without --report-only")
     return runs
 
 
@@ -86,7 +129,9 @@ def shared_numbers(experiment: Experiment) -> dict[str, Any]:
     return {key: getattr(resolved, key) for key in AUTO_NUMBERS if getattr(hyp, key) == AUTO}
 
 
-def train_teacher(experiment: Experiment, folder: Path, shared: Mapping[str, Any] | None = None) -> Run:
+def train_teacher(
+    experiment: Experiment, folder: Path, threads: int | None, shared: Mapping[str, Any], progress: Progress
+) -> Run:
     """The teacher: a file that is there, or one trained on the experiment's data."""
     settings = experiment.teacher
     seed = int(settings.get("seed", 0))
@@ -98,8 +143,8 @@ def train_teacher(experiment: Experiment, folder: Path, shared: Mapping[str, Any
             words += [flag, str(settings[key])]
     hyp = merged_hyp(experiment, settings, folder / "hyp" / "teacher.yaml", shared)
     words += shared_flags(experiment, hyp, settings)
-    LOGGER.info("\n[teacher]")
-    return Run("teacher", seed, train_one(experiment, folder, "teacher", words))
+    LOGGER.info(f"\n[teacher] {progress.line(folder)}")
+    return Run("teacher", seed, train_one(experiment, folder, Training("teacher", tuple(words)), threads))
 
 
 def shared_flags(experiment: Experiment, hyp: Path, settings: Mapping[str, Any]) -> list[str]:
@@ -125,70 +170,3 @@ def merged_hyp(
         stream.write(f"# {source} with the changes of the experiment {experiment.name}\n")
         yaml.safe_dump(values, stream, sort_keys=False)
     return path
-
-
-def train_one(experiment: Experiment, folder: Path, name: str, words: list[str]) -> Path:
-    """Trains one model unless its finished run folder is there already; an interrupted one is resumed.
-
-    The training ends with this process, even where this one is killed.
-
-    Returns:
-        Path of its best.pt.
-    """
-    run = folder / name
-    words = [*words, "--data", experiment.data, "--workers", str(experiment.workers), *experiment.flags]
-    if experiment.device:
-        words += ["--device", experiment.device]
-    identity = {
-        "command": words,
-        "inputs": {w: file_hash(w) for w in words if w.endswith((".yaml", ".pt")) and Path(w).is_file()},
-    }
-    done, started = run / "done.json", run / "started.json"
-    best, last = run / "weights" / "best.pt", run / "weights" / "last.pt"
-    if done.is_file() and best.is_file():
-        if same_training(read_record(done), identity):
-            tell_of_changed_data(RunFolder(run, active=False), experiment.data)
-            LOGGER.info(f"already trained: {best}")
-            return best
-        raise UserError(f"{run} holds a model trained in another way; remove that folder, or use another --name")
-    same = started.is_file() and same_training(read_record(started), identity)
-    state = run_state(run) if same else "empty"
-    if state == "finished" and best.is_file():  # killed between its end and the note of it
-        LOGGER.info(f"already trained: {best}")
-    else:
-        if state in ("interrupted", "evaluating"):
-            command = [words[0], "--resume", str(last)]
-        else:
-            command = [*words, "--project", str(folder), "--name", name, "--exist-ok"]
-            for path in (last, best):  # of another training, which must not be taken for this one later
-                path.unlink(missing_ok=True)
-        run.mkdir(parents=True, exist_ok=True)
-        with replacing(started) as stream:
-            json.dump(identity, stream, indent=2)
-        LOGGER.info("$ " + shlex.join(["python", *command]))
-        check_ending(name, run_child([sys.executable, str(REPOSITORY / command[0]), *command[1:]]))
-    with replacing(done) as stream:
-        json.dump(identity, stream, indent=2)
-    return best
-
-
-def check_ending(name: str, code: int) -> None:
-    """Raises the UserError of a training that did not end well."""
-    if code == -getattr(signal, "SIGKILL", 9):
-        raise UserError(
-            f"the training of {name} was killed, most likely because the memory is full; the same command goes on from "
-            "its last epoch, with smaller `workers:` or `batch_size:` if it happens again"
-        )
-    if code:
-        raise UserError(f"the training of {name} failed; its messages are above. The same command goes on from there")
-
-
-def same_training(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
-    """Whether two identities are of the same training, wherever and by however many workers it is done."""
-    commands = [_essential(each.get("command") or ()) for each in (one, other)]
-    return one.get("inputs") == other.get("inputs") and commands[0] == commands[1]
-
-
-def _essential(words: Sequence[str]) -> list[str]:
-    places = {i + offset for i, word in enumerate(words) if word in ("--workers", "--device") for offset in (0, 1)}
-    return [word for i, word in enumerate(words) if i not in places]

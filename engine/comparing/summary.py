@@ -1,4 +1,4 @@
-"""The runs of an experiment as numbers: mean and spread over the seeds, differences seed by seed, and what they show."""
+"""The runs of an experiment as numbers: mean and spread over the seeds, and differences seed by seed."""
 
 from __future__ import annotations
 
@@ -7,8 +7,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from engine.comparing.arms import INHERITED, Arm
-from engine.reporting.statistics import MIN_SEEDS, mean_and_spread, paired, seeds_needed, share_of_gap
+from engine.reporting.matching import percentile_interval
+from engine.reporting.statistics import LEVEL, MIN_SEEDS, mean_and_spread, paired, seeds_needed, share_of_gap
 
 METRICS = ("AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large")
 FACTS = ("parameters", "gflops", "ms")
@@ -26,19 +29,25 @@ class Run:
     weights: Path
 
 
-def summarise(rows: Sequence[Mapping[str, Any]], arms: Mapping[str, Arm]) -> list[dict[str, Any]]:
+def summarise(
+    rows: Sequence[Mapping[str, Any]],
+    arms: Mapping[str, Arm],
+    resampled: Mapping[tuple[str, int], np.ndarray] | None = None,
+) -> list[dict[str, Any]]:
     """One row a role, in the order of the runs.
 
     Args:
         rows: one a run: role, seed, METRICS (0 to 1) and FACTS.
         arms: as `describe_arms` gives them, the baseline first.
+        resampled: AP of resampled images, by role and seed, the same images for all.
 
     Returns:
         role, runs, (mean, spread) of each metric, mean of each fact. Arms also have start, distilled, epochs and
         equal_epochs; all but the baseline `difference`, a Paired of their AP to the baseline's as plain values (None
         without a common seed), and `share`, {mean, least, most} of the gap between the baseline's mean and the
         teacher's that they close, over the same seeds. A distilled arm with a counterpart other than the baseline has
-        `added`: {to, ...} as the difference, to that arm.
+        `added`: {to, ...} as the difference, to that arm. With `resampled`, a difference also has `over_images`: the
+        interval of its mean when the images are drawn anew and the seeds stay; None without it.
     """
     by_role: dict[str, dict[int, Mapping[str, Any]]] = {}
     for row in rows:
@@ -56,18 +65,29 @@ def summarise(rows: Sequence[Mapping[str, Any]], arms: Mapping[str, Arm]) -> lis
             entry |= {"start": arm.start, "distilled": arm.distilled}
             entry |= {"epochs": arm.epochs, "equal_epochs": arm.equal_epochs}
         if arm and role != baseline:
-            entry["difference"] = _difference(ap, role, baseline)
+            entry["difference"] = _difference(ap, role, baseline, resampled)
             entry["share"] = _share(entry["difference"], ap, role, baseline, teacher)
             if arm.counterpart not in (None, baseline) and arm.counterpart in ap:
-                found = _difference(ap, role, arm.counterpart)
+                found = _difference(ap, role, arm.counterpart, resampled)
                 entry["added"] = found and {"to": arm.counterpart, **found}
         summary.append(entry)
     return summary
 
 
-def _difference(ap: Mapping[str, Mapping[int, float]], role: str, other: str) -> dict[str, Any] | None:
+def _difference(
+    ap: Mapping[str, Mapping[int, float]],
+    role: str,
+    other: str,
+    resampled: Mapping[tuple[str, int], np.ndarray] | None,
+) -> dict[str, Any] | None:
     found = paired(ap[role], ap.get(other, {}))
-    return found and {**asdict(found), "better": found.better}
+    if found is None:
+        return None
+    over_images = None
+    if resampled:
+        draws = [resampled[role, seed] - resampled[other, seed] for seed in found.seeds]
+        over_images = percentile_interval(np.mean(draws, axis=0), LEVEL)
+    return {**asdict(found), "better": found.better, "over_images": over_images}
 
 
 def _share(

@@ -93,8 +93,8 @@ def notes(
     inheriting = [arm.name for arm in arms.values() if arm.start == "inherited"]
     if teacher_start and inheriting and baseline.start == SCRATCH:
         yield (
-            f"The teacher began from given weights ({teacher_start}). What inherits from it ({', '.join(inheriting)}) has "
-            f"part of those too; {baseline.name}, which starts from scratch, has not."
+            f"The teacher began from given weights ({teacher_start}). What inherits from it ({', '.join(inheriting)}) "
+            f"has part of those too; {baseline.name}, which starts from scratch, has not."
         )
     for arm in arms.values():
         if not arm.equal_epochs:
@@ -108,8 +108,8 @@ def notes(
     compared = sum(1 for each in summary if each.get("difference") and each["equal_epochs"])
     if entry and compared > 1:
         yield (
-            f"The sentence speaks of {entry['role']}, which the experiment file and not the result chose; the intervals of "
-            f"the {number_word(compared)} comparisons are not corrected for their number."
+            f"The sentence speaks of {entry['role']}, which the experiment file and not the result chose; the "
+            f"intervals of the {number_word(compared)} comparisons are not corrected for their number."
         )
 
 

@@ -26,7 +26,13 @@ RANGES = {
 }  # fmt: skip
 MOST_LAYER = 10**6
 
-NO_OPTIONS = ("resume", "local_rank", "teacher_assistants", "list_layers")  # flags that are no field of TrainOptions
+NO_OPTIONS = (
+    "resume",
+    "local_rank",
+    "teacher_assistants",
+    "list_layers",
+    "report",
+)  # flags that are no field of TrainOptions
 
 NOT_BUILT_IN = {
     "--evolve": "hyper-parameter evolution is not built in",
@@ -126,6 +132,7 @@ def _add_outputs(parser: argparse.ArgumentParser, project: str) -> None:
     add("--notest", "--noval", action="store_true", help="validate after the last epoch only")
     add("--val-period", type=int, default=1, help="validate every so many epochs, and after the last")
     add("--noplots", action="store_true", help="draw nothing")
+    add("--report", action="store_true", help="write report.html into the run folder at the end")
     add("--save_period", "--save-period", type=int, default=-1, help="also keep a copy every so many epochs")
 
 

@@ -15,10 +15,12 @@ from checkpoints.checkpoint import Checkpoint, load_model
 from data.config import load_dataset_config
 from data.labels import build_index
 from data.loader import Batch, DetectionLoader, validation_loader
+from data.records import DatasetIndex
 from data.synthetic import ensure_dataset
 from engine.inference.class_order import adopt_names
 from engine.inference.evaluate import VALIDATION_IOU, EvalResult, evaluate
 from engine.pruning_run.config import PruneOptions, base_hyp, distillation_values
+from engine.reporting.measuring import Measured, measure
 from engine.training.criterion import loss_by_batch
 from engine.training.data import sample_batches
 from models.yolo import Model
@@ -76,17 +78,28 @@ class Workbench:
         return sample_batches(index, training, self.hyp, self.stride, self.options.batches)
 
     @cached_property
+    def index(self) -> DatasetIndex:
+        """The split of the report."""
+        split = self.options.split
+        return build_index(self.config.split(split), self.config.nc, need_boxes=True, prefix=split)
+
+    @cached_property
     def loader(self) -> DetectionLoader:
         """The images that the figures of the report come from."""
-        training, split = self.options.training, self.options.split
-        index = build_index(self.config.split(split), self.config.nc, need_boxes=True, prefix=split)
-        return validation_loader(index, self.img_size, training.batch_size, training.workers, self.stride)
+        training = self.options.training
+        return validation_loader(self.index, self.img_size, training.batch_size, training.workers, self.stride)
 
     def evaluate(self, model: nn.Module, progress: bool = False) -> EvalResult:
         """A model's figures on the split of the report."""
         return evaluate(
             model, self.loader, names=self.config.names, device=self.device, iou_thres=VALIDATION_IOU, progress=progress
         )
+
+    def measure(self, model: Model) -> Measured:
+        """A model's figures on that split, and what each image contributed."""
+        training = self.options.training
+        settings = (self.img_size, training.batch_size, training.workers)
+        return measure(model, self.index, self.config.names, self.device, *settings, progress=False)
 
     def ap(self, model: nn.Module) -> float:
         """COCO's AP."""

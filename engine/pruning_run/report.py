@@ -1,4 +1,4 @@
-"""What prune.py leaves to read: report.md, report.json, and pictures."""
+"""What prune.py leaves to read: report.html, report.md, report.json, and pictures."""
 
 from __future__ import annotations
 
@@ -8,10 +8,15 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 
 from checkpoints.checkpoint import load_checkpoint, load_model
 from engine.pruning_run.bench import Workbench
+from engine.pruning_run.page import name_of, pruning_page
+from engine.reporting.matching import percentile_interval
+from engine.reporting.page import write_page
+from engine.reporting.statistics import LEVEL
 from engine.runfolder import EventWriter, environment
 from pruning import IMPORTANCES, measure_latency
 from pruning.pruner import make_importance, prunable_groups
@@ -51,23 +56,30 @@ def report(bench: Workbench, produced: Sequence[Produced]) -> None:
     text = "\n".join([*_overview(bench, rows), *_cuts(bench, produced), *_sensitivity_lines(table)])
     with replacing(bench.folder / "report.md") as stream:
         stream.write(text + "\n")
+    page = write_page(pruning_page(bench, rows, produced, table), bench.folder / "report.html")
     if not bench.options.training.noplots:
         plot_tradeoff(rows, bench.folder / "tradeoff.png")
     LOGGER.info("\n" + "\n".join(_table(rows)))
-    LOGGER.info(f"report: {bench.folder / 'report.md'}")
+    LOGGER.info(f"report: {page} (and report.md, report.json)")
 
 
 def _figures(bench: Workbench, roles: Sequence[tuple[str, float | None, Path]]) -> list[dict[str, Any]]:
-    """One row a model: role, target, weights, AP, AP50, parameters, gflops, bytes, and ms at each batch size."""
+    """One row a model: role, target, weights, AP, AP50, parameters, gflops, bytes, ms at each batch size, and
+    change_over_images, the interval of the change of AP when the images are drawn anew (None for the first).
+    """
     models = [bench.model(path) for _, _, path in roles]
     sizes = [model.summary(bench.img_size) for model in models]
     for model in models:
         model.fuse()
-    rows = []
+    rows: list[dict[str, Any]] = []
+    before: np.ndarray | None = None
     for (role, target, path), model, size in zip(roles, models, sizes):
-        result = bench.evaluate(model)
+        found = bench.measure(model)
+        result, draws = found.result, found.resampled
+        before = draws if before is None else before
         row: dict[str, Any] = {"role": role, "target": target, "weights": str(path), "parameters": size.parameters}
         row |= {"AP": float(result.coco.ap), "AP50": float(result.coco.ap50), "gflops": size.gflops}
+        row["change_over_images"] = percentile_interval(draws - before, LEVEL) if rows else None
         rows.append(row | {"bytes": path.stat().st_size})
     for batch in BATCHES:
         seconds = measure_latency(models, torch.rand_like(bench.example(batch)), ROUNDS[batch])
@@ -80,8 +92,7 @@ def _table(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     """The overview as a Markdown table."""
     table, full = [], rows[0]
     for row in rows:
-        name = row["role"] if row["target"] is None else f"{row['role']} ({row['target']:g})"
-        cells = [name, f"{row['AP']:.4f}", f"{row['AP50']:.4f}", f"{row['parameters'] / 1e6:.3f} M"]
+        cells = [name_of(row), f"{row['AP']:.4f}", f"{row['AP50']:.4f}", f"{row['parameters'] / 1e6:.3f} M"]
         cells += [f"{row['gflops']:.3f}", f"{row['bytes'] / 1e6:.2f} MB"]
         cells += [f"{row[f'ms_batch{batch}']:.1f}" for batch in BATCHES]
         if row is not full:

@@ -9,9 +9,9 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from types import FrameType, TracebackType
-from typing import Any, NoReturn
+from typing import IO, Any, NoReturn
 
 WATCHED = "YOLO_DISTILL_ENDS_WITH_STDIN"
 """Set for a command that shall end as soon as its standard input does, which the process that started it holds."""
@@ -131,22 +131,52 @@ def causes(error: BaseException) -> Iterator[BaseException]:
             yield each
 
 
-def run_child(command: Sequence[str]) -> int:
-    """Runs a command line of ours as a process that ends with this one, however this one ends.
+def start_child(
+    command: Sequence[str], environment: Mapping[str, str] | None = None, output: IO[bytes] | None = None
+) -> subprocess.Popen[bytes]:
+    """Starts a command line of ours as a process that ends with this one, however this one ends.
+
+    Args:
+        command: its words.
+        environment: variables beside those of this process.
+        output: takes what it says, errors too; by default it speaks where this one does.
+    """
+    sys.stdout.flush()
+    return subprocess.Popen(
+        command,
+        stdin=subprocess.PIPE,
+        stdout=output,
+        stderr=subprocess.STDOUT if output else None,
+        env={**os.environ, **(environment or {}), WATCHED: "1"},
+    )
+
+
+def end_children(children: Sequence[subprocess.Popen[bytes]]) -> None:
+    """Ends processes that `start_child` started and that still run: all are asked to, and get the same time for it."""
+    for child in children:
+        child.terminate()
+    until = time.monotonic() + 2 * GRACE_SECONDS
+    for child in children:
+        try:
+            child.wait(max(until - time.monotonic(), 0))
+        except subprocess.TimeoutExpired:
+            child.kill()
+            child.wait()
+        if child.stdin:
+            child.stdin.close()
+
+
+def run_child(command: Sequence[str], environment: Mapping[str, str] | None = None) -> int:
+    """Runs a command line of ours as `start_child` does, and waits for its end.
 
     Returns:
         Its exit code; negative for the signal that ended it.
     """
-    sys.stdout.flush()
-    with subprocess.Popen(command, stdin=subprocess.PIPE, env={**os.environ, WATCHED: "1"}) as child:
+    with start_child(command, environment) as child:
         try:
             return child.wait()
         except BaseException:
-            child.terminate()
-            try:
-                child.wait(2 * GRACE_SECONDS)
-            except subprocess.TimeoutExpired:
-                child.kill()
+            end_children([child])
             raise
 
 

@@ -9,12 +9,13 @@ import pytest
 import torch
 import yaml
 
-import engine.comparing.runs as compare
+import engine.comparing.trainings as compare
 from checkpoints.checkpoint import save_checkpoint
 from data.synthetic import render_dataset
 from engine.comparing.compare import run_experiment
 from engine.comparing.experiment import Experiment, automatic, check_files, load_experiment, merged_values
-from engine.comparing.runs import merged_hyp, train_all, train_one
+from engine.comparing.runs import merged_hyp, train_all
+from engine.comparing.trainings import Training, train_one
 from engine.config.hyp import read_hyp
 from engine.training.state import model_entry
 from models.yolo import Model
@@ -205,7 +206,7 @@ class FakeTraining:
         monkeypatch.setattr(compare, "run_state", lambda folder: self.state)
         self.state = "empty"
 
-    def __call__(self, command: list[str]) -> int:
+    def __call__(self, command: list[str], environment: dict[str, str]) -> int:
         assert all(isinstance(word, str) for word in command) and command[0] == sys.executable
         self.commands.append([Path(command[1]).name, *command[2:]])
         if "--resume" in command:
@@ -288,14 +289,14 @@ def test_a_finished_training_is_not_repeated(tmp_path: Path, monkeypatch: pytest
     hyp.write_text("lr0: 0.1")
     words = ["train.py", "--hyp", str(hyp)]
     tried = experiment(tmp_path)
-    best = train_one(tried, tmp_path, "arm", words)
-    assert train_one(tried, tmp_path, "arm", words) == best == tmp_path / "arm/weights/best.pt"
-    train_one(experiment(tmp_path, workers=5, device="cpu"), tmp_path, "arm", words)
+    best = train_one(tried, tmp_path, Training("arm", tuple(words)))
+    assert train_one(tried, tmp_path, Training("arm", tuple(words))) == best == tmp_path / "arm/weights/best.pt"
+    train_one(experiment(tmp_path, workers=5, device="cpu"), tmp_path, Training("arm", tuple(words)))
     assert len(fake.commands) == 1, "where it is trained makes no other training of it"
     for other, changed in ((words, "lr0: 0.2"), ([*words, "--rect"], "lr0: 0.1")):
         hyp.write_text(changed)
         with pytest.raises(UserError, match="trained in another way; remove that folder, or use another --name"):
-            train_one(tried, tmp_path, "arm", other)
+            train_one(tried, tmp_path, Training("arm", tuple(other)))
 
 
 @pytest.mark.parametrize("state", ["interrupted", "evaluating"])
@@ -303,11 +304,11 @@ def test_an_interrupted_training_is_resumed(tmp_path: Path, monkeypatch: pytest.
     failing = FakeTraining(monkeypatch, code=1)
     words, tried = ["train.py", "--epochs", "3"], experiment(tmp_path)
     with pytest.raises(UserError, match="the training of arm failed"):
-        train_one(tried, tmp_path, "arm", words)
+        train_one(tried, tmp_path, Training("arm", tuple(words)))
     assert not (tmp_path / "arm/done.json").exists() and "--exist-ok" in failing.commands[0]
     fake = FakeTraining(monkeypatch)
     fake.state = state
-    train_one(tried, tmp_path, "arm", words)
+    train_one(tried, tmp_path, Training("arm", tuple(words)))
     assert fake.commands == [["train.py", "--resume", str(tmp_path / "arm/weights/last.pt")]]
 
 
@@ -315,12 +316,12 @@ def test_a_training_that_ended_unnoticed_is_taken(tmp_path: Path, monkeypatch: p
     FakeTraining(monkeypatch, code=-9)
     words, tried = ["train.py", "--epochs", "3"], experiment(tmp_path)
     with pytest.raises(UserError, match="was killed, most likely because the memory is full; the same command goes on"):
-        train_one(tried, tmp_path, "arm", words)
+        train_one(tried, tmp_path, Training("arm", tuple(words)))
     best = tmp_path / "arm/weights/best.pt"
     best.write_bytes(b"best")
     fake = FakeTraining(monkeypatch)
     fake.state = "finished"
-    assert train_one(tried, tmp_path, "arm", words) == best
+    assert train_one(tried, tmp_path, Training("arm", tuple(words))) == best
     assert not fake.commands and (tmp_path / "arm/done.json").exists()
 
 
@@ -329,20 +330,20 @@ def test_another_training_begins_anew(tmp_path: Path, monkeypatch: pytest.Monkey
     FakeTraining(monkeypatch, code=1)
     tried = experiment(tmp_path)
     with pytest.raises(UserError):
-        train_one(tried, tmp_path, "arm", ["train.py", "--epochs", "3"])
+        train_one(tried, tmp_path, Training("arm", ("train.py", "--epochs", "3")))
     last = tmp_path / "arm/weights/last.pt"
     fake = FakeTraining(monkeypatch)
     fake.state = state
-    monkeypatch.setattr(compare, "run_child", lambda command: fake(command) if not last.exists() else 99)
-    train_one(tried, tmp_path, "arm", ["train.py", "--epochs", "4"])
+    monkeypatch.setattr(compare, "run_child", lambda *given: fake(*given) if not last.exists() else 99)
+    train_one(tried, tmp_path, Training("arm", ("train.py", "--epochs", "4")))
     assert "--resume" not in fake.commands[0], "a last.pt of other options must not be there to be resumed later"
 
 
 def test_a_damaged_note_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     FakeTraining(monkeypatch, code=1)
     with pytest.raises(UserError, match="failed"):
-        train_one(experiment(tmp_path), tmp_path, "arm", ["train.py"])
+        train_one(experiment(tmp_path), tmp_path, Training("arm", ("train.py",)))
     for content in ("{", "[]", "\xff"):
         (tmp_path / "arm/started.json").write_text(content, encoding="latin-1")
         with pytest.raises(UserError, match=r"started.json' is damaged.*remove it"):
-            train_one(experiment(tmp_path), tmp_path, "arm", ["train.py"])
+            train_one(experiment(tmp_path), tmp_path, Training("arm", ("train.py",)))
