@@ -22,7 +22,6 @@ COLUMNS = (
     ("ms, batch 1", "measured in turns, median"), ("ms, batch 16", "measured in turns, median"),
     ("faster, batch 1", "than the model before pruning"),
 )  # fmt: skip
-FULL = "full"
 TRAINED = ("sparse", "finetuned", "distilled")
 TABLE_TEXT = (
     "A single run of each: the interval over images says what these very models would do on other images of the kind, "

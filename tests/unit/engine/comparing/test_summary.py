@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -158,7 +159,8 @@ def test_arms_of_a_shipped_experiment(monkeypatch: pytest.MonkeyPatch) -> None:
         "inherited-recipe": ("inherited and distilled", "inherited", True),
         "inherited-bckd": ("inherited and distilled", "inherited", True),
     }
-    official = describe_arms(load_experiment("experiments/bccd-official.yaml"), [])
+    teacher = {"cfg": "cfg/yolov5/yolov5s.yaml"}  # in the place of weights that are not in the repository
+    official = describe_arms(replace(load_experiment("experiments/bccd-official.yaml"), teacher=teacher), [])
     assert official["official-bckd"].counterpart == "official"
 
 
