@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 import yaml
 
-from engine.comparing.summary import mean_and_spread, summarise
 from engine.runfolder import EventWriter, ResultsTable, RunFolder
 
 
@@ -48,20 +47,6 @@ def test_manifest_and_yaml(tmp_path: Path) -> None:
     manifest = json.loads((run.path / "manifest.json").read_text())
     assert manifest["seed"] == 3
     assert set(manifest["versions"]) >= {"torch", "numpy", "python"}
-
-
-def test_summary_pairs_the_seeds() -> None:
-    keys = ("AP50", "AP75", "AP_small", "AP_medium", "AP_large", "parameters", "gflops", "ms")
-    common = dict.fromkeys(keys, 0.0)
-    values = {("baseline", 0): 0.30, ("baseline", 1): 0.32, ("distilled", 0): 0.33, ("distilled", 1): 0.33}
-    rows = [{"role": role, "seed": seed, "AP": ap, **common} for (role, seed), ap in values.items()]
-    baseline, distilled = summarise(rows, "baseline")
-    assert "gain" not in baseline
-    gain, spread = distilled["gain"]
-    assert abs(gain - 0.02) < 1e-12  # (0.03 + 0.01) / 2
-    assert abs(spread - 0.0141421356) < 1e-8  # sqrt(((0.01)^2 + (0.01)^2) / 1)
-    assert distilled["better_seeds"] == 2
-    assert mean_and_spread([0.5]) == (0.5, 0.0)
 
 
 # A results table that somebody or something has damaged
