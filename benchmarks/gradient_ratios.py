@@ -27,7 +27,8 @@ from data.labels import build_index
 from data.loader import Batch
 from data.synthetic import ensure_dataset
 from distill import LOSSES, Distiller, DistillError
-from engine.config.hyp import Hyp, read_hyp
+from engine.config.defaults import kind_of_architecture, resolve_hyp
+from engine.config.hyp import Hyp
 from engine.config.options import TrainOptions
 from engine.distilling.distillers import head_spec
 from engine.training.criterion import build_criteria
@@ -129,10 +130,10 @@ def rows(args: argparse.Namespace) -> Iterator[tuple[str, str, float, float]]:
     index.records[args.images :] = []
     for family in args.families or FAMILIES:
         student_cfg, student_share, teacher_cfg, teacher_share = FAMILIES[family]
-        hyp = read_hyp(ROOT / "hyp" / ("scratch.v8.yaml" if family == "YOLOv8" else "scratch-low.yaml"))
+        teacher = network(teacher_cfg, teacher_share, config.nc)
+        hyp = resolve_hyp("", kind_of_architecture(teacher.yaml), distil=False).hyp
         options = TrainOptions(img_size=(args.img_size, args.img_size), batch_size=args.batch_size, workers=0)
         batches = sample_batches(index, options, hyp, 32, args.images // args.batch_size)
-        teacher = network(teacher_cfg, teacher_share, config.nc)
         Trained(teacher, hyp, args.img_size, batches).train(args.teacher_steps)
         student = network(student_cfg, student_share, config.nc)
         Trained(student, hyp, args.img_size, batches).train(args.student_steps)
