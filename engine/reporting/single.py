@@ -121,8 +121,8 @@ def _warnings(facts: RunFacts) -> Iterator[str]:
             f"The training had not converged: the best epoch is among the last, and validation AP rose by "
             f"{100 * facts.rise:.1f} points over the last fifth of the epochs."
         )
-    if facts.forced:
-        yield "It was trained with --force, although its teacher did not pass the gate."
+    for fault in facts.forced:
+        yield f"It was trained with --force, although the gate refused its teacher. {fault}"
 
 
 def _figures_section(measured: Measured) -> Section:
