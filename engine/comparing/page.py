@@ -169,8 +169,8 @@ def _forest(findings: Findings, colors: Mapping[str, int]) -> list[Charts]:
     if not rows:
         return []
     caption = (
-        f"Difference of AP to {findings.baseline}; below an arm, in its colour, that to the arm it builds on. Thick: 95 % "
-        "interval over seeds, where a claim may be made; thin: 95 % interval over images."
+        f"Difference of AP to {findings.baseline}; below an arm, in its colour, that to the arm it builds on. Thick: "
+        "95 % interval over seeds, where a claim may be made; thin: 95 % interval over images."
     )
     return [Charts([Chart(interval_chart(rows, "Differences with their intervals", "points of AP"), caption)])]
 

@@ -101,7 +101,8 @@ def _answer(measured: Measured, facts: RunFacts) -> str:
         text += f" (AP {100 * bounds[0]:.1f} to {100 * bounds[1]:.1f} over resampled images)"
     if values:
         best = int(epochs[int(np.argmax(values))])
-        text += f", after {len(facts.columns['epoch'])} epochs; the best was epoch {best}"
+        number = len(facts.columns["epoch"])
+        text += f", after {number} epoch{'s' if number > 1 else ''}; the best was epoch {best}"
     return f"{text}."
 
 
