@@ -90,5 +90,20 @@ def _warnings(summary: Sequence[Mapping[str, Any]], facts: Mapping[tuple[str, in
                 f"{role} had not converged{which}: the best epoch is among the last, and validation AP rose by up to "
                 f"{rise:.1f} points over the last fifth of the epochs."
             )
-        if any(each.forced for each in own.values()):
-            yield f"{role} was trained with --force, although its teacher did not pass the gate."
+        for fault in dict.fromkeys(fault for each in own.values() for fault in each.forced):
+            yield f"{role} was trained with --force, although the gate refused its teacher. {fault}"
+    yield from _thread_warning(facts)
+
+
+def _thread_warning(facts: Mapping[tuple[str, int], RunFacts]) -> Iterator[str]:
+    """On a CPU the number of threads changes the order of sums, and so the last digits of the weights."""
+    runs: dict[int, list[str]] = {}
+    for (role, seed), each in facts.items():
+        if role != TEACHER and each.threads is not None:
+            runs.setdefault(each.threads, []).append(f"{role} {seed}")
+    if len(runs) > 1:
+        told = "; ".join(f"{number}: {', '.join(runs[number])}" for number in sorted(runs))
+        yield (
+            f"The trainings had different numbers of threads ({told}): each is sound, but equal settings do not give "
+            "equal weights across them, and their times do not compare. --threads sets one number for all."
+        )

@@ -34,11 +34,11 @@ VERDICTS = {GAIN: "gain", LOSS: "loss"}
 COLUMNS = (
     ("model", "the teacher, then the arms of the experiment"),
     ("AP", "COCO's AP in points, mean over the seeds, with their standard deviation"),
-    ("AP50", "AP at IoU 0.5"),
     ("difference", "of AP to the first arm, paired by seed, with the standard deviation"),
     ("95 % over seeds", "interval of the difference over seeds, by the t distribution: how sure it is"),
     ("95 % over images", "interval of the difference over images, bootstrapped: how much it depends on the images"),
     ("of the gap", "share of the gap between the first arm and the teacher that is closed"),
+    ("AP50", "AP at IoU 0.5"),
     ("parameters", "millions"),
     ("GFLOPs", "10^9 operations an image"),
     ("ms/image", "measured at batch 1, all models in turns"),
@@ -61,7 +61,7 @@ def comparison_page(experiment: Experiment, findings: Findings, evaluation: Eval
         ),
         curves_section(findings, colors),
         efficiency_section(findings, colors),
-        per_class_section(findings, evaluation),
+        per_class_section(findings, evaluation, colors),
         precision_section(findings, evaluation, colors),
         gallery_section(experiment, findings, evaluation),
         attention_section(experiment, findings, evaluation),
@@ -117,9 +117,9 @@ def _table(findings: Findings, colors: Mapping[str, int]) -> Table:
         own = [each.seconds for (role, _), each in findings.facts.items() if role == entry["role"]]
         seconds = float(np.mean(own)) if own else math.nan
         longer = "" if entry.get("equal_epochs", True) else f" ({entry['epochs']} epochs)"
-        row = [Cell(entry["role"] + longer)]
-        row += [_mean(entry[metric], entry["runs"]) for metric in ("AP", "AP50")]
+        row = [Cell(entry["role"] + longer), _mean(entry["AP"], entry["runs"])]
         row += [*_difference(entry.get("difference"), entry.get("equal_epochs", True)), _share(entry)]
+        row += [_mean(entry["AP50"], entry["runs"])]
         row += [Cell(f"{entry['parameters'] / 1e6:.2f} M", entry["parameters"])]
         row += [Cell(f"{entry['gflops']:.2f}", entry["gflops"]), Cell(f"{entry['ms']:.1f}", entry["ms"])]
         row += [Cell(describe_seconds(seconds), seconds if math.isfinite(seconds) else None)]
@@ -164,13 +164,13 @@ def _forest(findings: Findings, colors: Mapping[str, int]) -> list[Charts]:
     rows = []
     for entry in findings.summary:
         found = [(entry["role"], entry.get("difference"))]
-        found += [(f"{entry['role']} − {entry['added']['to']}", entry["added"])] if entry.get("added") else []
+        found += [(f"over {entry['added']['to']}", entry["added"])] if entry.get("added") else []
         rows += [_interval(name, colors[entry["role"]], each, entry["equal_epochs"]) for name, each in found if each]
     if not rows:
         return []
     caption = (
-        f"Difference of AP to {findings.baseline}, or between the two arms named. Thick: 95 % interval over seeds, "
-        "where a claim may be made; thin: 95 % interval over images."
+        f"Difference of AP to {findings.baseline}; below an arm, in its colour, that to the arm it builds on. Thick: "
+        "95 % interval over seeds, where a claim may be made; thin: 95 % interval over images."
     )
     return [Charts([Chart(interval_chart(rows, "Differences with their intervals", "points of AP"), caption)])]
 

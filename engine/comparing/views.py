@@ -11,7 +11,7 @@ from engine.comparing.evaluation import Evaluation
 from engine.comparing.experiment import Experiment
 from engine.comparing.findings import Findings
 from engine.comparing.summary import TEACHER
-from engine.reporting.charts import Interval, Series, bar_chart, line_chart, scatter_chart
+from engine.reporting.charts import Interval, Series, bar_charts, line_chart, scatter_chart
 from engine.reporting.gallery import attention_row, count_missed, picture_row, telling_images
 from engine.reporting.matching import RECALLS
 from engine.reporting.page import Chart, Charts, Pictures, Section
@@ -63,7 +63,7 @@ def efficiency_section(findings: Findings, colors: Mapping[str, int]) -> Section
     return Section("Accuracy against cost", "", [Charts(charts)])
 
 
-def per_class_section(findings: Findings, evaluation: Evaluation) -> Section:
+def per_class_section(findings: Findings, evaluation: Evaluation, colors: Mapping[str, int]) -> Section:
     """What each class gains, from the baseline to the arm of the sentence."""
     title = "Change by class"
     if not findings.entry:
@@ -78,7 +78,7 @@ def per_class_section(findings: Findings, evaluation: Evaluation) -> Section:
         found = paired(first, second)
         if found:
             bounds = (100 * min(found.differences), 100 * max(found.differences)) if len(found.seeds) > 1 else None
-            changes.append(Interval(name, 2 if found.mean >= 0 else 7, 100 * found.mean, bounds))
+            changes.append(Interval(name, colors[role], 100 * found.mean, bounds))
     if not changes:
         return Section(title, "", [])
     shown = sorted(changes, key=lambda row: -abs(row.value))[:MOST_CLASSES]
@@ -87,12 +87,8 @@ def per_class_section(findings: Findings, evaluation: Evaluation) -> Section:
     caption = (
         f"AP of {role} minus {findings.baseline} in points; whiskers reach from the lowest seed to the highest.{more}"
     )
-    half = -(-len(shown) // 2) if len(shown) > 8 else len(shown)
-    blocks = [rows for rows in (shown[:half], shown[half:]) if rows]
-    charts = [
-        Chart(bar_chart(rows, title, "points of AP"), caption if number == 0 else "")
-        for number, rows in enumerate(blocks)
-    ]
+    bars = bar_charts(shown, title, "points of AP")
+    charts = [Chart(svg, caption if number == 0 else "") for number, svg in enumerate(bars)]
     return Section(title, "A class has fewer boxes than the whole, so its change is less sure.", [Charts(charts)])
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from engine.pruning_run.bench import Produced, Workbench
-from engine.reporting.charts import Interval, Series, bar_chart, line_chart, scatter_chart
+from engine.reporting.charts import Interval, Series, bar_charts, line_chart, scatter_chart
 from engine.reporting.page import Cell, Chart, Charts, Listing, Page, Section, Table
 from engine.reporting.runs import read_run
 from engine.runfolder import environment
@@ -171,12 +171,7 @@ def _widths(bench: Workbench, produced: Sequence[Produced]) -> Iterator[Section]
             f"{100 * made.cut['AP_as_cut']:.1f} as cut, {100 * made.cut['AP_statistics_estimated']:.1f} with "
             f"BatchNorm's statistics estimated again.{more}"
         )
-        half = -(-len(bars) // 2) if len(bars) > 8 else len(bars)
-        charts = [
-            Chart(bar_chart(part, "Channels removed", "% of the output channels"), "")
-            for part in (bars[:half], bars[half:])
-            if part
-        ]
+        charts = [Chart(svg, "") for svg in bar_charts(bars, "Channels removed", "% of the output channels")]
         yield Section(f"Widths, target {made.target:g}", text, [Charts(charts)])
 
 

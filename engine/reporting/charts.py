@@ -15,8 +15,10 @@ WIDTH, HEIGHT = 460, 300
 LEFT, RIGHT, TOP, BOTTOM = 50, 24, 12, 42
 ROW = 26
 """Height of a row of horizontal bars or intervals."""
-MAX_LABEL = 22
+MAX_LABEL = 20
 """Characters of a label beside a row."""
+LABELS = 172
+"""Width that they have."""
 NUM_COLORS = 8
 
 
@@ -169,7 +171,7 @@ def scatter_chart(series: Sequence[Series], title: str, x_label: str, y_label: s
 
 def interval_chart(rows: Sequence[Interval], title: str, x_label: str) -> Markup:
     """Values with their intervals around a line at 0, one below the other."""
-    left, height = 150, len(rows) * ROW + 52
+    left, height = LABELS, len(rows) * ROW + 52
     values = [v for row in rows for v in (row.value, *(row.first or ()), *(row.second or ()))]
     x = axis(values, left, WIDTH - 46, with_zero=True, number=4)
     parts = _row_frame(x, height, x_label)
@@ -187,11 +189,15 @@ def interval_chart(rows: Sequence[Interval], title: str, x_label: str) -> Markup
     return _svg(height, title, *parts)
 
 
-def bar_chart(rows: Sequence[Interval], title: str, x_label: str) -> Markup:
-    """Bars to both sides of 0, one below the other, with whiskers where there is a range."""
-    left, height = 150, len(rows) * ROW + 52
-    values = [v for row in rows for v in (row.value, *(row.first or ()))]
-    x = axis(values, left, WIDTH - 46, with_zero=True, number=4)
+def bar_charts(rows: Sequence[Interval], title: str, x_label: str, most: int = 8) -> list[Markup]:
+    """Bars to both sides of 0, with whiskers where there is a range; many in two charts of one scale."""
+    x = axis([v for row in rows for v in (row.value, *(row.first or ()))], LABELS, WIDTH - 46, True, number=4)
+    half = -(-len(rows) // 2) if len(rows) > most else len(rows)
+    return [_bar_chart(part, x, title, x_label) for part in (rows[:half], rows[half:]) if part]
+
+
+def _bar_chart(rows: Sequence[Interval], x: Axis, title: str, x_label: str) -> Markup:
+    left, height = LABELS, len(rows) * ROW + 52
     parts = _row_frame(x, height, x_label)
     for number, row in enumerate(rows):
         middle = TOP + ROW * (number + 0.5)

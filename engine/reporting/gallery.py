@@ -21,6 +21,7 @@ from utils.text import printable
 SIDE = 420
 """Longer side of a picture in pixels."""
 HIT, WRONG, MISSED = (90, 190, 40), (30, 150, 245), (60, 50, 235)  # BGR: green, orange, red
+FONT = (cv2.FONT_HERSHEY_SIMPLEX, 0.38)
 MAX_NAME = 24
 
 
@@ -77,15 +78,19 @@ def _draw(
     for index in np.unique(detections[:, 5]):
         mine = np.flatnonzero(detections[:, 5] == index)
         hit[mine] = match(detections[mine, :4], labels[labels[:, 5] == index, :4])[:, 0] >= 0
-    for rows, color in ((labels[~found], MISSED), (detections[~hit], WRONG), (detections[hit], HIT)):
-        for row in rows:
-            x1, y1, x2, y2 = (int(round(float(v) * scale)) for v in row[:4])
-            cv2.rectangle(canvas, (x1, y1), (x2, y2), color, 2, cv2.LINE_AA)
-            name = printable(names[int(row[5])], MAX_NAME)
-            text = name if name.isascii() else str(int(row[5]))  # OpenCV's letters are ASCII's
-            place = (max(x1, 0) + 2, y1 - 4 if y1 > 14 else y1 + 13)
-            cv2.putText(canvas, text, place, cv2.FONT_HERSHEY_SIMPLEX, 0.42, (255, 255, 255), 3, cv2.LINE_AA)
-            cv2.putText(canvas, text, place, cv2.FONT_HERSHEY_SIMPLEX, 0.42, color, 1, cv2.LINE_AA)
+    kinds = ((labels[~found], MISSED), (detections[~hit], WRONG), (detections[hit], HIT))
+    boxes = [(row, color) for rows, color in kinds for row in rows]
+    for row, color in boxes:
+        x1, y1, x2, y2 = (int(round(float(v) * scale)) for v in row[:4])
+        cv2.rectangle(canvas, (x1, y1), (x2, y2), color, 2, cv2.LINE_AA)
+    for row, color in boxes:  # after all lines, which would cross them
+        name = printable(names[int(row[5])], MAX_NAME)
+        text = name if name.isascii() else str(int(row[5]))  # OpenCV's letters are ASCII's
+        left, top = (int(round(float(v) * scale)) for v in row[:2])
+        (width, height), _ = cv2.getTextSize(text, *FONT, 1)
+        x, y = max(min(left, canvas.shape[1] - width - 4), 0), max(top - height - 5, 0)
+        cv2.rectangle(canvas, (x, y), (x + width + 3, y + height + 4), color, cv2.FILLED)
+        cv2.putText(canvas, text, (x + 2, y + height + 1), *FONT, (255, 255, 255), 1, cv2.LINE_AA)
     return canvas
 
 

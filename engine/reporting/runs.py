@@ -66,10 +66,20 @@ class RunFacts:
         return epochs[int(np.argmax(values))] <= 0.9 * epochs[-1] or self.rise <= STILL_RISING
 
     @property
-    def forced(self) -> bool:
-        """Whether the training went on although its teacher did not pass the gate."""
-        gates = (self.manifest.get(key) for key in ("gate", "teacher_gate"))
-        return any(isinstance(gate, Mapping) and bool(gate.get("forced")) for gate in gates)
+    def forced(self) -> list[str]:
+        """What the gate held against teachers that taught all the same: file and fault, one a teacher."""
+        gate = self.manifest.get("gate")
+        entries = [each for each in gate if isinstance(each, Mapping)] if isinstance(gate, list) else []
+        return [f"{each.get('path')}: {each.get('problem')}" for each in entries if each.get("forced")]
+
+    @property
+    def threads(self) -> int | None:
+        """Threads of the training where it ran on the processors alone; None where it had a GPU, or nothing says."""
+        hardware = self.manifest.get("hardware")
+        if not isinstance(hardware, Mapping) or hardware.get("gpus"):
+            return None
+        number = hardware.get("threads")
+        return number if isinstance(number, int) else None
 
     def lines(self) -> Iterator[tuple[str, str]]:
         """What is needed to repeat the training, title by title."""

@@ -101,7 +101,8 @@ def _answer(measured: Measured, facts: RunFacts) -> str:
         text += f" (AP {100 * bounds[0]:.1f} to {100 * bounds[1]:.1f} over resampled images)"
     if values:
         best = int(epochs[int(np.argmax(values))])
-        text += f", after {len(facts.columns['epoch'])} epochs; the best was epoch {best}"
+        number = len(facts.columns["epoch"])
+        text += f", after {number} epoch{'s' if number > 1 else ''}; the best was epoch {best}"
     return f"{text}."
 
 
@@ -121,8 +122,8 @@ def _warnings(facts: RunFacts) -> Iterator[str]:
             f"The training had not converged: the best epoch is among the last, and validation AP rose by "
             f"{100 * facts.rise:.1f} points over the last fifth of the epochs."
         )
-    if facts.forced:
-        yield "It was trained with --force, although its teacher did not pass the gate."
+    for fault in facts.forced:
+        yield f"It was trained with --force, although the gate refused its teacher. {fault}"
 
 
 def _figures_section(measured: Measured) -> Section:

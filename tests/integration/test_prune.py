@@ -37,6 +37,8 @@ def test_all_stages_leave_one_folder(pruned: Path, teacher: Path) -> None:
     assert report["cuts"][0]["share"] >= 0.3
     text = (pruned / "report.md").read_text()
     assert "| model.0.conv | 3 |" in text and "BatchNorm's statistics" in text
+    html = (pruned / "report.html").read_text(encoding="utf-8")
+    assert "<h2>Learning curves</h2>" in html and "finetuned (0.3)" in html and "Distilled (0.3): " in html
     assert load_checkpoint(pruned / "weights" / "best.pt").yaml == load_checkpoint(rows["distilled"]["weights"]).yaml
     teacher_of = load_checkpoint(rows["distilled"]["weights"]).extra["teacher"]
     assert teacher_of["path"] == str(teacher)

@@ -54,6 +54,7 @@ def prepared(folder: Path, seeds: tuple[int, ...] = (0, 1, 2)) -> Experiment:
     return load_experiment(folder / "try.yaml")
 
 
+@pytest.mark.slow  # ten networks are measured
 def test_the_page_of_an_experiment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
     folder = run_experiment(prepared(tmp_path), str(tmp_path / "runs"), report_only=True)
@@ -65,6 +66,7 @@ def test_the_page_of_an_experiment(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert EVIL not in html and "&lt;script&gt;alert(1)&lt;/script&gt;" in html
     text = (folder / "report.md").read_text(encoding="utf-8")
     line = next(line for line in text.splitlines() if line.startswith("| both |"))
+    assert "| both minus inherited |" in text and "AP of it added by distillation over inherited" in html
     assert len(line.split("|")) == 15 and " to " in line.split("|")[-3], "the images' interval has its own column"
 
 

@@ -74,7 +74,9 @@ def test_what_must_be_said_beside_the_answer(tmp_path: Path) -> None:
         for epoch in range(20):
             measured = {9: values[0], 14: values[1], 19: values[2]}
             table.add({"epoch": epoch, "time/epoch": 2.0, "metrics/AP": measured.get(epoch, "")})
-        run.write_manifest({"gate": {"forced": True}} if role == "fgd" else {})
+        gate = [{"path": "t.pt", "AP": 0.0, "images": 200, "problem": "t.pt is not trained", "forced": role == "fgd"}]
+        hardware = {"threads": {"teacher": 8, "baseline": 2, "fgd": 1}[role], "gpus": []}
+        run.write_manifest({"gate": gate if role != "teacher" else [], "hardware": hardware})
         rows.append({**row(role, 0, 0.3), "weights": str(run.best)})
     findings = conclude(experiment(tmp_path, seeds=[0]), rows)
     told = "\n".join(findings.warnings)
@@ -82,5 +84,7 @@ def test_what_must_be_said_beside_the_answer(tmp_path: Path) -> None:
     assert "teacher had not converged: the best epoch is among the last" in told
     assert "fgd had not converged (seed 0)" in told and "rose by up to 10.0 points" in told
     assert "baseline had not converged" not in told
-    assert "fgd was trained with --force" in told
+    assert "fgd was trained with --force, although the gate refused its teacher. t.pt: t.pt is not trained" in told
+    assert "baseline was trained with --force" not in told
+    assert "different numbers of threads (1: fgd 0; 2: baseline 0)" in told, "the teacher's is its own affair"
     assert findings.facts["fgd", 0].seconds == 40

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from engine.reporting.charts import Interval, Series, axis, bar_chart, interval_chart, line_chart, scatter_chart
+from engine.reporting.charts import Interval, Series, axis, bar_charts, interval_chart, line_chart, scatter_chart
 from engine.reporting.page import (
     Cell,
     Chart,
@@ -40,7 +40,7 @@ def page() -> Page:
         Chart(line_chart(series, EVIL, EVIL, EVIL), EVIL, [(EVIL, 1), ("other", 2)]),
         Chart(scatter_chart(series[1:], EVIL, EVIL, EVIL), EVIL),
         Chart(interval_chart(bars, EVIL, EVIL), EVIL),
-        Chart(bar_chart(bars, EVIL, EVIL), EVIL),
+        *(Chart(svg, EVIL) for svg in bar_charts(bars, EVIL, EVIL)),
     ]
     picture = Picture(data_uri(np.full((40, 60, 3), 90, np.uint8)), EVIL)
     sections = [
@@ -100,6 +100,16 @@ def test_an_axis_has_round_ticks_that_hold_its_values() -> None:
     assert axis([3.0, 4.0], 0, 1, with_zero=True).low == 0
     assert [axis([0, 12], 0, 1).label(v) for v in (2.5, 5.0)] == ["2.5", "5.0"]
     assert axis([0.001, 0.002], 0, 1).label(0.0012) == "0.0012"
+
+
+def test_many_bars_stand_in_two_charts_of_one_scale() -> None:
+    rows = [Interval(f"class {number}", 1, 30.0 - 2 * number) for number in range(10)]
+    first, second = bar_charts(rows, "change", "points")
+    ticks = [re.findall(r"class='tick mid'[^>]*>([^<]+)", svg) for svg in (first, second)]
+    assert ticks[0] == ticks[1] and len(ticks[0]) > 2
+    widths = [float(width) for svg in (first, second) for width in re.findall(r"<rect[^>]* width='([\d.]+)'", svg)]
+    assert np.allclose(np.array(widths) / widths[0], np.array([row.value for row in rows]) / 30, atol=2e-3)
+    assert len(bar_charts(rows[:8], "change", "points")) == 1
 
 
 @pytest.fixture(scope="module")

@@ -147,4 +147,17 @@ def test_the_manifest_that_says_nothing(tmp_path: Path, data: Path) -> None:
     folder = trained(tmp_path / "run", data)
     (folder / "manifest.json").write_text(json.dumps({"gate": {"forced": True}, "hardware": "?"}))
     facts = read_run(folder / "weights" / "best.pt")
-    assert facts.forced and [title for title, _ in facts.lines()] == ["weights"]
+    assert not facts.forced and facts.threads is None and [title for title, _ in facts.lines()] == ["weights"]
+
+
+def test_a_teacher_that_the_gate_refused_is_told(tmp_path: Path, data: Path) -> None:
+    folder = trained(tmp_path / "run", data)
+    entries: list[object] = [{"path": path, "AP": 0.01, "images": 200, "problem": f"{path} knows nothing",
+                              "forced": path != "c.pt"} for path in ("a.pt", "c.pt", EVIL)]  # fmt: skip
+    manifest = {"gate": [*entries, "?"], "hardware": {"threads": 3, "gpus": []}}
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    facts = read_run(folder / "weights" / "best.pt")
+    assert facts.forced == ["a.pt: a.pt knows nothing", f"{EVIL}: {EVIL} knows nothing"] and facts.threads == 3
+    html = report_run(folder, "cpu").read_text(encoding="utf-8")
+    assert "trained with --force" in html and "a.pt knows nothing" in html and "c.pt knows" not in html
+    assert EVIL not in html
