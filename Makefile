@@ -24,7 +24,7 @@ $(READY):
 	@touch $@
 
 demo: $(READY)
-	$(PY) compare.py --experiment experiments/demo.yaml
+	$(PY) compare.py --experiment experiments/demo.yaml --jobs 2
 
 # Two processes of one thread each: threads of both on the same cores would wait for each other.
 test: $(READY)
